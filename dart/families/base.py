@@ -1,0 +1,50 @@
+"""What the pruner needs to know about a family of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+class Adapter(Protocol):
+    """One family. Everything is read from the model and its inputs; nothing of a sample is stored."""
+
+    def matches(self, model: nn.Module) -> bool:
+        """Is `model` of this family?"""
+        ...
+
+    def entry(self, model: nn.Module) -> nn.Module:
+        """The module whose forward arguments tell where the visual tokens are."""
+        ...
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        """The text model: has `.layers`, `.norm` and `.config`; takes inputs_embeds."""
+        ...
+
+    def visual_span_ids(self, model: nn.Module, arguments: dict[str, Any]) -> torch.Tensor | None:
+        """LongTensor [B, S] for the entry's arguments: 0 = text, k = the row's k-th visual span; None: no visual tokens."""
+        ...
+
+
+ADAPTERS: dict[str, Adapter] = {}
+
+
+def register(name: str) -> Callable[[type], type]:
+    """Class decorator that adds a family under `name`."""
+
+    def add(cls: type) -> type:
+        if name in ADAPTERS:
+            raise ValueError(f"model family {name!r} is already registered by {type(ADAPTERS[name]).__module__}")
+        ADAPTERS[name] = cls()
+        return cls
+
+    return add
+
+
+def runs_of(mask: torch.Tensor) -> torch.Tensor:
+    """bool [B, S] -> LongTensor [B, S]: the number of the run of True values a position is in, counted from 1; 0 elsewhere."""
+    starts = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+    return starts.long().cumsum(-1) * mask

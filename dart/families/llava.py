@@ -1,0 +1,51 @@
+"""LLaVA: this project's `llava` classes (original checkpoints) and transformers' `LlavaForConditionalGeneration`.
+
+What differs: the original format merges pictures into the embeddings itself and passes `visual_span_ids` down; transformers'
+class keeps one placeholder id per visual token in `input_ids`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dart.families.base import register, runs_of
+
+
+@register("llava")
+class LlavaOriginal:
+    """model_type `llava_llama`: the text model is the entry and is told the spans."""
+
+    def matches(self, model: nn.Module) -> bool:
+        return getattr(getattr(model, "config", None), "model_type", None) == "llava_llama"
+
+    def entry(self, model: nn.Module) -> nn.Module:
+        return model.model
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        return model.model
+
+    def visual_span_ids(self, model: nn.Module, arguments: dict[str, Any]) -> torch.Tensor | None:
+        return arguments.get("visual_span_ids")
+
+
+@register("llava-hf")
+class LlavaTransformers:
+    """model_type `llava`: visual tokens are those with the config's placeholder id."""
+
+    def matches(self, model: nn.Module) -> bool:
+        return getattr(getattr(model, "config", None), "model_type", None) == "llava"
+
+    def entry(self, model: nn.Module) -> nn.Module:
+        return model.model
+
+    def decoder(self, model: nn.Module) -> nn.Module:
+        return model.model.language_model
+
+    def visual_span_ids(self, model: nn.Module, arguments: dict[str, Any]) -> torch.Tensor | None:
+        ids = arguments.get("input_ids")
+        if ids is None or ids.shape[1] == 1:
+            return None
+        return runs_of(ids == model.config.image_token_id)

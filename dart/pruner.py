@@ -1,0 +1,305 @@
+"""Attaches token pruning to a model's decoder layers with forward pre-hooks, and takes it off again.
+
+Layer K of a prefill with visual tokens selects and gathers; the later layers are given the gathered positions and masks. What a
+cache was pruned to is remembered beside the cache (weakly), so decoding and later turns get masks that fit its shorter layers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import DynamicCache
+from transformers.cache_utils import Cache
+
+from dart.config import DartConfig
+from dart.families import adapter_for
+from dart.masks import PADDING, gather_mask, gather_tokens
+from dart.selection import select_row
+
+logger = logging.getLogger(__name__)
+ATTACHED = "_dart_handle"
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What the last pruned prefill did.
+
+    kept: per sample, LongTensor of the kept visual tokens' positions in the row as given (padding included), ascending.
+    visual_before, visual_after: visual tokens per sample; tokens_before, tokens_after: row lengths.
+    layer: K; layers: decoder layers in all.
+    """
+
+    kept: list[torch.Tensor]
+    visual_before: list[int]
+    visual_after: list[int]
+    tokens_before: int
+    tokens_after: int
+    layer: int
+    layers: int
+
+    @property
+    def mean_visual_tokens(self) -> list[float]:
+        """Visual tokens per sample as a mean over all layers: the first K hold all of them."""
+        pairs = zip(self.visual_before, self.visual_after, strict=True)
+        return [(self.layer * before + (self.layers - self.layer) * after) / self.layers for before, after in pairs]
+
+
+@dataclass
+class _Kept:
+    """columns: LongTensor [B, m], the unpruned position of each slot of the shortened layers; full: unpruned length."""
+
+    columns: torch.Tensor
+    full: int
+    padded: bool
+
+
+@dataclass
+class _Step:
+    """One forward's gathered inputs, shared by the layers >= K. rows: [B, n] or None when this forward drops nothing."""
+
+    rows: torch.Tensor | None
+    mask: Any
+    replace: dict[str, Any]
+
+
+class PruneHandle:
+    """Pruning attached to one model: `remove()` it, or use it in a `with` statement. `last` reports the last prefill."""
+
+    def __init__(self, model: nn.Module, config: DartConfig):
+        self.model, self.config = model, config
+        self.adapter = adapter_for(model)
+        self.decoder = self.adapter.decoder(model)
+        if getattr(self.decoder, ATTACHED, None) is not None:
+            raise ValueError("this model is pruned already: remove the first handle before calling dart.prune again")
+        self.last: PruneReport | None = None
+        self._states: WeakKeyDictionary[Cache, _Kept] = WeakKeyDictionary()
+        self._spans: torch.Tensor | None = None
+        self._valid: torch.Tensor | None = None
+        self._scratch: Cache | None = None
+        self._step: _Step | None = None
+        self._hooks: list[Any] = []
+        self._attach()
+
+    def __enter__(self) -> PruneHandle:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def remove(self) -> None:
+        """Take every hook off. Calling it twice does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        if getattr(self.decoder, ATTACHED, None) is self:
+            delattr(self.decoder, ATTACHED)
+        self._states = WeakKeyDictionary()
+        self._spans = self._valid = self._scratch = self._step = None
+
+    @property
+    def attached(self) -> bool:
+        return bool(self._hooks)
+
+    def _attach(self) -> None:
+        layers, layer = self.decoder.layers, self.config.layer
+        if layer >= len(layers):
+            logger.warning("layer=%d but the model has %d decoder layers: nothing will be pruned", layer, len(layers))
+            return
+        setattr(self.decoder, ATTACHED, self)
+        on = {"with_kwargs": True}
+        self._hooks.append(self.adapter.entry(self.model).register_forward_pre_hook(self._enter, **on))
+        self._hooks.append(self.decoder.register_forward_pre_hook(self._enter_decoder, **on))
+        if layer == 0:
+            return
+        self._hooks.append(layers[layer - 1].register_forward_pre_hook(self._before_keys, **on))
+        self._hooks.append(layers[layer].register_forward_pre_hook(self._prune_layer, **on))
+        self._hooks += [later.register_forward_pre_hook(self._shorten_layer, **on) for later in layers[layer + 1 :]]
+
+    # Hooks, in the order in which a forward meets them.
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
+        arguments = dict(bound.arguments)
+        arguments |= arguments.pop("kwargs", {})
+        self._spans, self._step, self._valid, self._scratch = self.adapter.visual_span_ids(self.model, arguments), None, None, None
+
+    def _enter_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, torch.Tensor):
+            self._valid = mask.bool() if mask.ndim == 2 else _visible_to_last(mask)
+        if self.config.layer == 0:
+            return args, self._prune_embeddings(module, kwargs)
+        return None
+
+    def _before_keys(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """Without a cache, layer K-1 gets one for this call, from which its keys are read."""
+        if self._spans is None or kwargs.get("past_key_values") is not None:
+            return None
+        self._scratch = DynamicCache()
+        return args, {**kwargs, "past_key_values": self._scratch}
+
+    def _prune_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cache = kwargs.get("past_key_values")
+        length = hidden.shape[1]
+        past = 0 if cache is None else int(cache.get_seq_length(0)) - length
+        rows = None
+        if self._spans is not None and length > 1:
+            keys = self._keys(cache, past, length)
+            rows = self._choose_rows(self.decoder.norm(hidden), keys, past)
+        state = self._state_of(cache, past, hidden.shape[0])
+        if rows is None and state is None:
+            return None
+        self._step = self._make_step(rows, state, cache, past, hidden, kwargs)
+        if self._step.rows is not None:
+            hidden = gather_tokens(hidden, self._step.rows, -2)
+        kwargs = {**kwargs, **self._step.replace}
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def _shorten_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        return None if self._step is None else (args, {**kwargs, **self._step.replace})
+
+    # The work behind them.
+
+    def _keys(self, cache: Cache | None, past: int, length: int) -> torch.Tensor:
+        """[B, heads, S, head_dim] of layer K-1 for this forward's tokens."""
+        source = cache if cache is not None else self._scratch
+        return source.layers[self.config.layer - 1].keys[:, :, past : past + length]
+
+    def _choose_rows(self, hidden: torch.Tensor, keys: torch.Tensor, past: int) -> torch.Tensor | None:
+        """Run the selection for every sample; LongTensor [B, n] of the tokens that stay, left-padded; None if all stay."""
+        spans = self._spans.cpu().numpy()
+        length = spans.shape[1]
+        valid = None if self._valid is None else self._valid[:, past : past + length].cpu().numpy()
+        kept, rows = [], []
+        for b, row in enumerate(spans):
+            visible = None if valid is None else valid[b % len(valid)]
+            chosen = select_row(hidden[b], keys[b], row, visible, self.config)
+            rest = torch.from_numpy(np.flatnonzero(row == 0)).to(chosen.device)
+            kept.append(chosen)
+            rows.append(torch.cat([rest, chosen]).sort().values)
+        before = [int(n) for n in (spans > 0).sum(1)]
+        width = max(len(r) for r in rows)
+        layers = len(self.decoder.layers)
+        self.last = PruneReport(kept, before, [len(k) for k in kept], length, width, self.config.layer, layers)
+        if all(len(r) == length for r in rows):
+            return None
+        return torch.stack([nn.functional.pad(r, (width - len(r), 0), value=PADDING) for r in rows])
+
+    def _state_of(self, cache: Cache | None, past: int, size: int) -> _Kept | None:
+        state = None if cache is None else self._states.get(cache)
+        if state is None:
+            return None
+        if state.full != past:  # the cache was reset, cropped or filled anew
+            if past == 0:
+                del self._states[cache]
+                return None
+            state = _Kept(state.columns[:, (state.columns < past).any(0)], past, state.padded)
+        if state.columns.shape[0] != size:
+            state = _Kept(state.columns.repeat_interleave(size // state.columns.shape[0], 0), state.full, state.padded)
+        return state
+
+    def _advance(self, rows: torch.Tensor | None, state: _Kept | None, past: int, length: int, like: torch.Tensor) -> _Kept:
+        """The cache's bookkeeping with this forward's tokens appended."""
+        size = like.shape[0]
+        new = torch.arange(length, device=like.device).expand(size, -1) if rows is None else rows
+        new = torch.where(new < 0, new, new + past)
+        old = torch.arange(past, device=like.device).expand(size, -1) if state is None else state.columns
+        padded = bool(state and state.padded)
+        if rows is not None and self.last is not None and len(set(self.last.visual_after)) + len(set(self.last.visual_before)) > 2:
+            padded = True
+        return _Kept(torch.cat([old, new], 1), past + length, padded)
+
+    def _make_step(self, rows: torch.Tensor | None, state: _Kept | None, cache: Cache | None, past: int, hidden: torch.Tensor, kwargs: dict) -> _Step:
+        length = hidden.shape[1]
+        after = self._advance(rows, state, past, length, hidden)
+        if cache is not None:
+            self._states[cache] = after
+        queries = torch.where(rows < 0, rows, rows + 0) if rows is not None else torch.arange(length, device=hidden.device).expand(hidden.shape[0], -1)
+        columns = after.columns
+        capacity = _capacity(cache, self.config.layer)
+        if capacity is not None:
+            columns = nn.functional.pad(columns, (0, capacity - columns.shape[1]), value=PADDING)
+        mask = gather_mask(kwargs.get("attention_mask"), queries, columns, after.padded, self._valid)
+        replace: dict[str, Any] = {"attention_mask": mask}
+        if rows is not None:
+            replace |= self._gather_positions(rows, kwargs)
+        return _Step(rows, mask, replace)
+
+    def _gather_positions(self, rows: torch.Tensor, kwargs: dict) -> dict[str, Any]:
+        replace: dict[str, Any] = {}
+        if kwargs.get("position_embeddings") is not None:
+            replace["position_embeddings"] = tuple(gather_tokens(t, rows, -2) for t in kwargs["position_embeddings"])
+        if kwargs.get("position_ids") is not None:
+            replace["position_ids"] = gather_tokens(kwargs["position_ids"], rows, -1)
+            if "flash" in self.decoder.config._attn_implementation:
+                # transformers reads gaps in position_ids as several packed sequences; attention does not need them here.
+                replace["position_ids"] = None
+        return replace
+
+    def _prune_embeddings(self, module: nn.Module, kwargs: dict) -> dict:
+        """K = 0: the whole text model sees the shorter input; positions go on from the unpruned length."""
+        embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
+        if embeds is None:
+            embeds = module.embed_tokens(kwargs["input_ids"])
+        size, length = embeds.shape[:2]
+        stored = 0 if cache is None else int(cache.get_seq_length(0))
+        known = None if cache is None else self._states.get(cache)
+        past = known.full if known is not None and stored else stored
+        state = self._state_of(cache, past, size)
+        rows = None
+        if self._spans is not None and length > 1:
+            rows = self._choose_rows(module.norm(embeds), embeds[:, None], past)
+        if rows is None and state is None:
+            return kwargs
+        after = self._advance(rows, state, past, length, embeds)
+        if cache is not None:
+            self._states[cache] = after
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = (torch.arange(length, device=embeds.device) + past)[None]
+        mask = kwargs.get("attention_mask")
+        if mask is None and after.padded:
+            mask = torch.ones(size, after.full, dtype=torch.long, device=embeds.device)
+        if mask is not None and mask.ndim == 2:
+            mask = gather_mask(mask, torch.empty(0), after.columns, after.padded, None)
+        elif mask is not None:
+            queries = torch.arange(length, device=embeds.device).expand(size, -1) if rows is None else rows
+            capacity = _capacity(cache, 0) or after.columns.shape[1]
+            columns = nn.functional.pad(after.columns, (0, capacity - after.columns.shape[1]), value=PADDING)
+            mask = gather_mask(mask, queries, columns, after.padded, None)
+        if rows is not None:
+            embeds, positions = gather_tokens(embeds, rows, -2), gather_tokens(positions, rows, -1)
+        return {**kwargs, "input_ids": None, "inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask}
+
+
+def _visible_to_last(mask: torch.Tensor) -> torch.Tensor:
+    """bool [B, KV]: the positions that the last query of a prepared 4-D mask sees."""
+    last = mask[:, 0, -1]
+    return last if last.dtype == torch.bool else last == 0
+
+
+def _capacity(cache: Cache | None, layer: int) -> int | None:
+    """The fixed length of a static cache's layer, None for a growing one."""
+    if cache is None or not cache.is_compileable:
+        return None
+    return int(cache.layers[layer].max_cache_len)
+
+
+def prune(model: nn.Module, config: DartConfig | None = None) -> PruneHandle:
+    """Attach DART to `model` and return the handle (also a context manager).
+
+    model: any supported family (see `dart.families`); config: defaults to `DartConfig()`, 128 tokens after layer 2. Nothing
+    changes but what the decoder layers from `config.layer` on are given in a forward with visual tokens. Raises TypeError
+    for an unknown model, ValueError when the model is pruned already.
+    """
+    return PruneHandle(model, DartConfig() if config is None else config)

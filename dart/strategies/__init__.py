@@ -1,0 +1,32 @@
+"""The registry of selection strategies: every module in this folder that defines a `@register`ed class is found."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+
+from dart.strategies.base import REGISTRY, Pool, Strategy, register
+
+__all__ = ["Pool", "Strategy", "available", "get", "register"]
+
+
+def _load_all() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+def available() -> list[str]:
+    """Names of all registered strategies, sorted."""
+    _load_all()
+    return sorted(REGISTRY)
+
+
+def get(name: str) -> Strategy:
+    """The strategy of that name. Raises ValueError with the known names and the nearest one."""
+    _load_all()
+    if name in REGISTRY:
+        return REGISTRY[name]
+    near = difflib.get_close_matches(str(name), REGISTRY, 1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise ValueError(f"unknown strategy {name!r}{hint}; known: {', '.join(sorted(REGISTRY))}")

@@ -1,0 +1,53 @@
+"""What a strategy is given (`Pool`) and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from dart.config import DartConfig
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The visual tokens of one sample that share one budget, and the text behind them.
+
+    hidden: [S, D] final-norm hidden states of the sample; keys: [S, heads * head_dim] (or None at layer 0).
+    visual: LongTensor [N], ascending positions; text: LongTensor [M], positions of the text after the picture.
+    kept: tokens to keep (< N); image_pivots: pivots among the visual tokens; takes: tokens each visited pivot takes.
+    forced: pivots in visiting order, or None.
+    """
+
+    hidden: torch.Tensor
+    keys: torch.Tensor
+    visual: torch.Tensor
+    text: torch.Tensor
+    kept: int
+    image_pivots: int
+    takes: list[int]
+    forced: list[int] | None = None
+
+
+class Strategy(Protocol):
+    """`__call__(pool, config)` -> LongTensor [pool.kept] of positions, any order, without repeats."""
+
+    def __call__(self, pool: Pool, config: DartConfig) -> torch.Tensor: ...
+
+
+REGISTRY: dict[str, Strategy] = {}
+
+
+def register(name: str) -> Callable[[type], type]:
+    """Class decorator: `@register("mine")` makes `DartConfig(strategy="mine")` work. A name can be taken once."""
+
+    def add(cls: type) -> type:
+        if name in REGISTRY:
+            other = type(REGISTRY[name])
+            raise ValueError(f"strategy {name!r} is already registered by {other.__module__}.{other.__qualname__}; choose another name")
+        REGISTRY[name] = cls()
+        return cls
+
+    return add
