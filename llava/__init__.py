@@ -1,0 +1,1 @@
+"""LLaVA's runtime in LLaVA's own module layout: original checkpoints, current transformers, DART in place."""

@@ -1,0 +1,24 @@
+"""The projector from vision features to the language model's embeddings."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+
+
+def build_vision_projector(config: Any) -> nn.Module:
+    """`linear`, `mlpNx_gelu` or `identity`, as `config.mm_projector_type` says. Raises ValueError for another."""
+    kind = getattr(config, "mm_projector_type", "linear")
+    if kind == "identity":
+        return nn.Identity()
+    if kind == "linear":
+        return nn.Linear(config.mm_hidden_size, config.hidden_size)
+    match = re.fullmatch(r"mlp(\d+)x_gelu", kind)
+    if match is None:
+        raise ValueError(f"mm_projector_type {kind!r} is unknown; expected linear, identity or mlp<N>x_gelu")
+    layers: list[nn.Module] = [nn.Linear(config.mm_hidden_size, config.hidden_size)]
+    for _ in range(int(match.group(1)) - 1):
+        layers += [nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)]
+    return nn.Sequential(*layers)
