@@ -30,14 +30,18 @@ def load_image(path: str) -> Image.Image:
             with urllib.request.urlopen(path, timeout=URL_TIMEOUT_SECONDS) as response:
                 source = io.BytesIO(response.read())
         except (urllib.error.URLError, OSError) as error:
-            raise ValueError(f"image {path} could not be fetched ({error}): check the address and the network") from error
+            raise ValueError(
+                f"image {path} could not be fetched ({error}): check the address and the network"
+            ) from error
     elif not os.path.isfile(path):
         raise FileNotFoundError(f"image file {path} does not exist: give the path of a picture")
     try:
         with Image.open(source) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"image file {path} cannot be read ({error}): it is truncated or not a picture, replace it") from error
+        raise ValueError(
+            f"image file {path} cannot be read ({error}): it is truncated or not a picture, replace it"
+        ) from error
 
 
 def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
@@ -51,7 +55,9 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Im
     return square
 
 
-def process_images(images: Sequence[Image.Image], image_processor: Any, model_cfg: Any) -> torch.Tensor | list[torch.Tensor]:
+def process_images(
+    images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
+) -> torch.Tensor | list[torch.Tensor]:
     """Pictures -> float32 [N, 3, H, W], or for anyres a list of [tiles, 3, H, W] (stacked when all have equal tiles).
 
     `model_cfg.image_aspect_ratio`: "pad" (square in the mean colour), "anyres" (tiles), anything else: resize and crop.

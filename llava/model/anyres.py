@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,21 +28,18 @@ def select_best_resolution(size: tuple[int, int], resolutions: Sequence[tuple[in
     return max(resolutions, key=fit)
 
 
-def _fit_inside(length: int, target: int, other: int, other_target: int) -> tuple[int, int]:
-    """(target, the other side scaled with it, rounded up and clipped)."""
-    scaled = -(-other * target // length)
-    return target, min(scaled, other_target)
-
-
 def resize_and_pad_image(image: Image.Image, resolution: tuple[int, int]) -> Image.Image:
     """The picture scaled to fit `resolution` (width, height), centred on black."""
     (width, height), (target_width, target_height) = image.size, resolution
-    if target_width / width < target_height / height:
-        new_width, new_height = _fit_inside(width, target_width, height, target_height)
+    scale_width, scale_height = target_width / width, target_height / height
+    if scale_width < scale_height:
+        new_width, new_height = target_width, min(math.ceil(height * scale_width), target_height)
     else:
-        new_height, new_width = _fit_inside(height, target_height, width, target_width)
+        new_width, new_height = min(math.ceil(width * scale_height), target_width), target_height
     canvas = Image.new("RGB", resolution, (0, 0, 0))
-    canvas.paste(image.resize((new_width, new_height)), ((target_width - new_width) // 2, (target_height - new_height) // 2))
+    canvas.paste(
+        image.resize((new_width, new_height)), ((target_width - new_width) // 2, (target_height - new_height) // 2)
+    )
     return canvas
 
 

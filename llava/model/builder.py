@@ -1,69 +1,26 @@
-"""Loading checkpoints in LLaVA's original format."""
+"""`load_pretrained_model`: original LLaVA checkpoints from disk or the hub."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import importlib.util
+import os
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import is_bitsandbytes_available
+from transformers import AutoTokenizer, BitsAndBytesConfig, CLIPVisionConfig
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from llava.model.language_model.llava_llama import LlavaConfig, LlavaLlamaForCausalLM
+from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.model.checkpoint import check_folder, weight_names
+from llava.model.language_model.llava_llama import LlavaLlamaConfig, LlavaLlamaForCausalLM
+from llava.model.multimodal_encoder.builder import resolve_tower
 
 DEFAULT_CONTEXT = 2048
+TOWER_PREFIX = "model.vision_tower."
 PROJECTOR_FILE = "mm_projector.bin"
-INDEX_FILES = ("pytorch_model.bin.index.json", "model.safetensors.index.json")
-SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-TOWER_PREFIX = "model.vision_tower.vision_tower."
-
-
-def check_files(model_path: str) -> None:
-    """Raise FileNotFoundError naming what a local checkpoint folder lacks; a name that is no path is left to the hub."""
-    folder = Path(model_path)
-    if not folder.exists():
-        looks_local = model_path.startswith((".", "/", "~")) or model_path.count("/") != 1
-        if looks_local or folder.parent.is_dir():
-            raise FileNotFoundError(f"model path {model_path} does not exist; give the folder of a LLaVA checkpoint")
-        return
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"model path {model_path} has no config.json; give the folder of a LLaVA checkpoint")
-    for name in INDEX_FILES:
-        if (folder / name).is_file():
-            shards = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
-            if missing := [s for s in shards if not (folder / s).is_file()]:
-                raise FileNotFoundError(f"checkpoint {model_path} lacks its shard {', '.join(missing)}, named in {name}; download it again")
-            return
-    if not any((folder / name).is_file() for name in (*SINGLE_FILES, PROJECTOR_FILE)):
-        raise FileNotFoundError(f"checkpoint {model_path} has no weights; expected {', '.join((*INDEX_FILES, *SINGLE_FILES))}")
-
-
-def _quantization(load_8bit: bool, load_4bit: bool, dtype: torch.dtype) -> dict[str, Any]:
-    if not (load_8bit or load_4bit):
-        return {}
-    if not is_bitsandbytes_available():
-        raise ValueError("4-bit and 8-bit loading need the package bitsandbytes: pip install bitsandbytes")
-    if load_8bit:
-        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
-    return {"quantization_config": config}
-
-
-def _load_projector(model: LlavaLlamaForCausalLM, folder: str) -> None:
-    weights = torch.load(Path(folder) / PROJECTOR_FILE, map_location="cpu", weights_only=True)
-    own = {key.split("mm_projector.")[-1]: value for key, value in weights.items() if "mm_projector" in key}
-    model.model.mm_projector.load_state_dict(own)
-
-
-def _check_keys(info: dict[str, Any], model_path: str, projector_follows: bool) -> list[str]:
-    """No weight may be left to chance. Returns the checkpoint's own tower keys."""
-    missing = [k for k in info["missing_keys"] if not (projector_follows and "mm_projector" in k)]
-    unexpected = [k for k in info["unexpected_keys"] if not k.startswith((TOWER_PREFIX, "model.image_newline")) and "inv_freq" not in k]
-    for what, keys in (("lacks the weights", missing), ("has unknown weights", unexpected)):
-        if keys:
-            raise ValueError(f"checkpoint {model_path} {what} {', '.join(sorted(keys)[:3])} ({len(keys)} in all); it is no LLaVA-1.5 checkpoint")
-    return [k for k in info["unexpected_keys"] if k.startswith(TOWER_PREFIX)]
+ADAPTER_FILE = "adapter_config.json"
+NON_LORA_FILE = "non_lora_trainables.bin"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load_pretrained_model(
@@ -72,38 +29,162 @@ def load_pretrained_model(
     model_name: str | None = None,
     load_8bit: bool = False,
     load_4bit: bool = False,
-    device_map: Any = None,
-    device: str | None = None,
+    device_map: Any = "auto",
+    device: str | torch.device | None = None,
     attn_implementation: str | None = None,
     torch_dtype: torch.dtype | str | None = None,
     **kwargs: Any,
 ) -> tuple[Any, LlavaLlamaForCausalLM, Any, int]:
-    """(tokenizer, model, image_processor, context_len) of a checkpoint in LLaVA's format.
+    """Load a LLaVA checkpoint and return (tokenizer, model, image_processor, context_len).
 
-    model_path: folder or hub name; model_base: the language model of a checkpoint that holds a projector alone; model_name: accepted for
-    compatibility, it decides nothing. device: default CUDA where there is one, else the CPU. torch_dtype: default float16 on CUDA, float32 on
-    the CPU. attn_implementation: eager, sdpa, flash_attention_2, flex_attention. Raises FileNotFoundError / ValueError naming the file at fault.
+    model_path: folder or hub name; model_base: the full model for a projector-only or LoRA checkpoint; model_name is accepted
+    for compatibility and decides nothing. device None: CUDA where available, else CPU. torch_dtype None: float16 on CUDA,
+    float32 on CPU. Raises FileNotFoundError / ValueError with one line naming what is missing or wrong.
     """
-    check_files(model_path)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if isinstance(torch_dtype, str):
-        torch_dtype = getattr(torch, torch_dtype)
-    dtype = torch_dtype or (torch.float16 if str(device).startswith("cuda") else torch.float32)
-    source = model_base or model_path
-    tokenizer = AutoTokenizer.from_pretrained(source, use_fast=False)
-    config = LlavaConfig.from_pretrained(model_path)
-    if device_map in (None, "auto"):
-        device_map = {"": device}
-    options = {"dtype": dtype, "device_map": device_map, **_quantization(load_8bit, load_4bit, dtype), **kwargs}
-    if attn_implementation:
-        options["attn_implementation"] = attn_implementation
-    model, info = LlavaLlamaForCausalLM.from_pretrained(source, config=config, output_loading_info=True, **options)
-    own_tower = _check_keys(info, model_path, projector_follows=model_base is not None)
-    if model_base is not None:
-        _load_projector(model, model_path)
-    if own_tower:
-        raise ValueError(f"checkpoint {model_path} carries its own vision tower (LLaVA-NeXT), which is not supported yet")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = _dtype(torch_dtype if torch_dtype is not None else kwargs.pop("dtype", None), device)
+    folder = _local_folder(model_path)
+    base = _local_folder(model_base) if model_base else folder
+    config = LlavaLlamaConfig.from_pretrained(folder)
+    if getattr(config, "mm_vision_tower", None) is None:
+        raise ValueError(f"{model_path}/config.json has no mm_vision_tower: expected an original LLaVA checkpoint")
+    placement = _placement(device, device_map, load_8bit, load_4bit, dtype)
+    options = {"attn_implementation": attn_implementation, **placement, **kwargs}
+    model = _load_model(base, config, dtype, partial=base != folder, options=options)
+    if base != folder:
+        model = _apply_trained_part(model, folder)
+    if not placement:
+        model.to(device)
+    tower_path = resolve_tower(config.mm_vision_tower, folder)
+    _load_tower(model, tower_path, dtype)
+    tokenizer = _load_tokenizer(base if model_base else folder, model)
+    image_processor = CLIPImageProcessorPil.from_pretrained(tower_path)
     model.eval()
-    model.load_vision_tower(model_path, dtype, device)
-    context = getattr(config, "max_sequence_length", None) or DEFAULT_CONTEXT
-    return tokenizer, model, model.get_vision_tower().image_processor, context
+    return tokenizer, model, image_processor, getattr(config, "max_sequence_length", DEFAULT_CONTEXT)
+
+
+def _dtype(value: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if value is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if isinstance(value, str):
+        if value not in DTYPES:
+            raise ValueError(f"torch_dtype {value!r} is unknown; known: {', '.join(DTYPES)}")
+        return DTYPES[value]
+    return value
+
+
+def _local_folder(path: str) -> str:
+    """`path` itself when it is a folder, else the snapshot of the hub repository of that name."""
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if os.path.isdir(path) or looks_local or os.path.isdir(os.path.dirname(path)):
+        check_folder(path)
+        return path
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(path)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"model path {path} does not exist here and cannot be fetched from the hub ({type(error).__name__})"
+        ) from error
+
+
+def _placement(device: torch.device, device_map: Any, eight: bool, four: bool, dtype: torch.dtype) -> dict[str, Any]:
+    """The from_pretrained arguments that put the weights somewhere; empty = load on the CPU, then move."""
+    if eight and four:
+        raise ValueError("load_8bit and load_4bit are both given: choose one")
+    quantization: dict[str, Any] = {}
+    if eight or four:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(
+                "load_8bit / load_4bit need the package bitsandbytes, which is not installed: pip install bitsandbytes"
+            )
+        settings = (
+            {"load_in_8bit": True}
+            if eight
+            else {"load_in_4bit": True, "bnb_4bit_compute_dtype": dtype, "bnb_4bit_quant_type": "nf4"}
+        )
+        quantization["quantization_config"] = BitsAndBytesConfig(
+            llm_int8_skip_modules=["vision_tower", "mm_projector", "lm_head"], **settings
+        )
+    if device.type == "cpu" and not quantization:
+        return {}
+    if device_map == "auto" and device.index is None and device.type == "cuda":
+        has_accelerate = importlib.util.find_spec("accelerate") is not None
+        return {"device_map": "auto", **quantization} if has_accelerate else quantization
+    return {"device_map": {"": device} if device_map in (None, "auto") else device_map, **quantization}
+
+
+def _load_model(
+    folder: str, config: LlavaLlamaConfig, dtype: torch.dtype, partial: bool, options: dict
+) -> LlavaLlamaForCausalLM:
+    names = weight_names(folder)
+    if any(name.startswith(TOWER_PREFIX) for name in names) and getattr(config, "mm_vision_config", None) is None:
+        tower = resolve_tower(config.mm_vision_tower, folder)
+        config.mm_vision_config = CLIPVisionConfig.from_pretrained(tower).to_dict()
+    model, info = LlavaLlamaForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, output_loading_info=True, **options
+    )
+    missing = {name for name in info["missing_keys"] if not (partial and "mm_projector" in name)}
+    for what, wrong in (
+        ("lacks", missing),
+        ("has unknown", info["unexpected_keys"]),
+        ("has wrongly shaped", info["mismatched_keys"]),
+    ):
+        if wrong:
+            raise ValueError(
+                f"checkpoint {folder} {what} weights: {', '.join(sorted(map(str, wrong))[:3])} ({len(wrong)} in all)"
+            )
+    return model
+
+
+def _load_tower(model: LlavaLlamaForCausalLM, path: str, dtype: torch.dtype) -> None:
+    """Read the tower unless the checkpoint brought its own, and note its geometry in the config (so that saving is complete)."""
+    tower = model.get_vision_tower()
+    if tower is None or tower.is_loaded:
+        return
+    tower.load_model(path, dtype)
+    tower.to(device=model.model.embed_tokens.weight.device)
+    model.config.mm_vision_config = tower.tower.config.to_dict()
+
+
+def _apply_trained_part(model: LlavaLlamaForCausalLM, folder: str) -> LlavaLlamaForCausalLM:
+    """Put a projector-only or LoRA checkpoint on top of the base model."""
+    if os.path.isfile(os.path.join(folder, ADAPTER_FILE)):
+        if importlib.util.find_spec("peft") is None:
+            raise ValueError(
+                f"{folder} is a LoRA checkpoint and needs the package peft, which is not installed: pip install peft"
+            )
+        from peft import PeftModel
+
+        _load_extra(model, os.path.join(folder, NON_LORA_FILE))
+        return PeftModel.from_pretrained(model, folder).merge_and_unload()
+    _load_extra(model, os.path.join(folder, PROJECTOR_FILE))
+    return model
+
+
+def _load_extra(model: LlavaLlamaForCausalLM, file: str) -> None:
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"{file} does not exist: a checkpoint with a model base needs it")
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    names = {name.removeprefix("base_model.").removeprefix("model.model."): tensor for name, tensor in tensors.items()}
+    own = {
+        name if name.startswith(("model.", "lm_head")) else f"model.{name}": tensor for name, tensor in names.items()
+    }
+    unexpected = model.load_state_dict(own, strict=False).unexpected_keys
+    if unexpected:
+        raise ValueError(f"{file} has unknown weights: {', '.join(unexpected[:3])}")
+
+
+def _load_tokenizer(folder: str, model: LlavaLlamaForCausalLM) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    added = []
+    if getattr(model.config, "mm_use_im_patch_token", True):
+        added.append(DEFAULT_IMAGE_PATCH_TOKEN)
+    if getattr(model.config, "mm_use_im_start_end", False):
+        added += [DEFAULT_IM_START_TOKEN, DEFAULT_IM_END_TOKEN]
+    if added:
+        tokenizer.add_tokens(added, special_tokens=True)
+        if len(tokenizer) > model.config.vocab_size:
+            model.resize_token_embeddings(len(tokenizer))
+    return tokenizer

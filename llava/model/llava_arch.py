@@ -1,83 +1,177 @@
-"""Merging picture features into the token stream."""
+"""The multimodal half of LLaVA: pictures to features, features into the token stream."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.model.anyres import merge_tiles
+from llava.model.multimodal_encoder.builder import build_vision_tower
+from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
+from llava.model.multimodal_projector.builder import build_vision_projector
+
+Images = torch.Tensor | Sequence[torch.Tensor]
 
 
 @dataclass
 class Merged:
-    """inputs_embeds [B, S, D]; attention_mask [B, S] long; labels [B, S] or None; visual_span_ids [B, S] (0 text, k = k-th picture)."""
+    """Text and pictures as one sequence of embeddings; S counts visual tokens too.
+
+    inputs_embeds [B, S, D]; attention_mask LongTensor [B, past + S] or None without padding; position_ids LongTensor
+    [B, S] or None (then consecutive); labels LongTensor [B, S] or None; visual_span_ids LongTensor [B, S]: 0 = text or
+    padding, k = the row's k-th picture, or None without pictures.
+    """
 
     inputs_embeds: torch.Tensor
-    attention_mask: torch.Tensor
+    attention_mask: torch.Tensor | None
+    position_ids: torch.Tensor | None
     labels: torch.Tensor | None
-    visual_span_ids: torch.Tensor
+    visual_span_ids: torch.Tensor | None
+
+
+@dataclass
+class _Row:
+    embeds: torch.Tensor
+    spans: torch.Tensor
+    labels: torch.Tensor
+
+
+def add_vision_modules(module: nn.Module, config: Any) -> None:
+    """Give the text model LLaVA's `vision_tower`, `mm_projector` and, where the config unpads, `image_newline`."""
+    if getattr(config, "mm_vision_tower", None) is None:
+        return
+    module.vision_tower = build_vision_tower(config)
+    module.mm_projector = build_vision_projector(config)
+    if "unpad" in getattr(config, "mm_patch_merge_type", "flat"):
+        module.image_newline = nn.Parameter(torch.empty(config.hidden_size))
+
+
+def _pad(rows: list[torch.Tensor], value: float, side: str) -> torch.Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
 
 
 class LlavaMetaForCausalLM:
-    """Mixed into the causal language model: encodes pictures and places them where the prompt has `<image>`."""
+    """Mixed into the causal model; expects `self.model` with the modules of `add_vision_modules`."""
 
-    config: Any
     model: Any
+    config: Any
 
     def get_model(self) -> Any:
         return self.model
 
-    def get_vision_tower(self) -> Any:
-        return self.model.vision_tower
+    def get_vision_tower(self) -> CLIPVisionTower | None:
+        return getattr(self.model, "vision_tower", None)
 
-    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
-        """[n, 3, H, W] -> [n, patches, hidden_size]."""
-        features = self.model.vision_tower(images)
-        weight = next(self.model.mm_projector.parameters(), features)
-        return self.model.mm_projector(features.to(weight.device, weight.dtype))
+    def encode_images(self, images: Images, image_sizes: Sequence[Sequence[int]] | None = None) -> list[torch.Tensor]:
+        """One [tokens, D] tensor per picture.
 
-    def merge(
-        self, input_ids: torch.Tensor, images: torch.Tensor | list[torch.Tensor], attention_mask: torch.Tensor | None, labels: torch.Tensor | None
-    ) -> Merged:
-        """Replace every image id of `input_ids` [B, S] by a picture's features, in order.
-
-        Rows may hold any number of pictures, also none. Padding moves to the left, so that the last position of every row is its last token.
-        Raises ValueError when pictures and image ids do not match.
+        images: [N, 3, H, W], or a sequence of N tensors [3, H, W] or [tiles, 3, H, W]; image_sizes: (width, height) of each
+        original picture, needed for anyres checkpoints.
         """
-        features = list(self.encode_images(images if isinstance(images, torch.Tensor) else torch.cat([i.reshape(-1, *i.shape[-3:]) for i in images])))
-        wanted = int((input_ids == IMAGE_TOKEN_INDEX).sum())
-        if wanted != len(features):
-            raise ValueError(f"the prompts have {wanted} <image> places but {len(features)} pictures were given")
-        rows = []
-        for b, ids in enumerate(input_ids):
-            seen = torch.ones_like(ids, dtype=torch.bool) if attention_mask is None else attention_mask[b].bool()
-            row_labels = torch.full_like(ids, IGNORE_INDEX) if labels is None else labels[b]
-            rows.append(self._merge_row(ids[seen], row_labels[seen], features))
-        embeds, spans, targets = zip(*rows, strict=True)
-        lengths = torch.tensor([len(s) for s in spans], device=input_ids.device)
-        positions = torch.arange(int(lengths.max()), device=input_ids.device)
-        mask = (positions >= lengths.max() - lengths[:, None]).long()
+        tower = self.get_vision_tower()
+        if tower is None:
+            raise ValueError("this checkpoint has no vision tower (mm_vision_tower is not set): it cannot take images")
+        views = [image[None] if image.ndim == 3 else image for image in images]
+        for view in views:
+            if view.ndim != 4:
+                raise ValueError(
+                    f"images must be [N, 3, H, W] or a list of [3, H, W] / [tiles, 3, H, W], got {list(view.shape)}"
+                )
+        target = self.model.embed_tokens.weight
+        pixels = torch.cat([view.to(target.device) for view in views])
+        projected = self.model.mm_projector(tower(pixels).to(target.dtype))
+        per_picture = projected.split([len(view) for view in views])
+        tiled = [image.ndim == 4 for image in images]
+        return [
+            self._one_picture(f, t, n, image_sizes) for n, (f, t) in enumerate(zip(per_picture, tiled, strict=True))
+        ]
 
-        def padded(values: tuple[torch.Tensor, ...], fill: float) -> torch.Tensor:
-            return pad_sequence(list(values), batch_first=True, padding_value=fill, padding_side="left")
+    def _one_picture(
+        self, features: torch.Tensor, tiled: bool, number: int, sizes: Sequence[Sequence[int]] | None
+    ) -> torch.Tensor:
+        merge = getattr(self.config, "mm_patch_merge_type", "flat")
+        if not tiled or merge == "flat":
+            return features.flatten(0, 1)
+        if not merge.startswith("spatial"):
+            raise ValueError(
+                f"config.json: mm_patch_merge_type {merge!r} is not supported; known: flat, spatial, spatial_unpad"
+            )
+        if sizes is None or len(sizes) <= number:
+            raise ValueError(
+                "image_sizes is missing: anyres pictures need the (width, height) of each original picture"
+            )
+        newline = self.model.image_newline if "unpad" in merge else None
+        side = self.model.vision_tower.tower.config.image_size
+        width, height = sizes[number]
+        return merge_tiles(features, (width, height), self.config.image_grid_pinpoints, side, newline)
 
-        return Merged(padded(embeds, 0.0), mask, None if labels is None else padded(targets, IGNORE_INDEX), padded(spans, 0))
+    def merge_images(
+        self,
+        input_ids: torch.Tensor,
+        images: Images | None = None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        padding_side: str | None = None,
+    ) -> Merged:
+        """Replace every image placeholder (-200) of input_ids [B, S] by its picture's features, in order of the batch.
 
-    def _merge_row(self, ids: torch.Tensor, labels: torch.Tensor, features: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """(embeds [S, D], span ids [S], labels [S]) of one row; takes its pictures from the front of `features`."""
-        places = [-1, *torch.where(ids == IMAGE_TOKEN_INDEX)[0].tolist(), len(ids)]
+        attention_mask [B, S] marks padding; longer ones describe cached tokens first. padding_side: where rows are padded
+        (default: `config.tokenizer_padding_side`, else right). Raises ValueError when placeholders and pictures differ in number.
+        """
+        size, length = input_ids.shape
+        past = None
+        if attention_mask is not None and attention_mask.shape[1] > length:
+            past, attention_mask = attention_mask[:, :-length], attention_mask[:, -length:]
+        valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        ids = [row[keep] for row, keep in zip(input_ids, valid, strict=True)]
+        texts = [None] * size if labels is None else [row[keep] for row, keep in zip(labels, valid, strict=True)]
+        wanted = sum(int((row == IMAGE_TOKEN_INDEX).sum()) for row in ids)
+        given = 0 if images is None else len(images)
+        if wanted != given:
+            raise ValueError(
+                f"the prompts have {wanted} image placeholder(s) but {given} image(s) were given: pass one image per <image>"
+            )
+        features = iter([] if images is None or not given else self.encode_images(images, image_sizes))
+        rows = [self._merge_row(row, text, features) for row, text in zip(ids, texts, strict=True)]
+        side = padding_side or getattr(self.config, "tokenizer_padding_side", "right")
+        return self._collate(rows, past, labels is not None, side)
+
+    def _merge_row(self, ids: torch.Tensor, labels: torch.Tensor | None, features: Any) -> _Row:
+        """One row without padding: its text embeddings with the next pictures in place."""
+        places = (ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist()
         embeds, spans, targets = [], [], []
-        for k, (begin, end) in enumerate(zip(places, places[1:], strict=False), 1):
-            text = slice(begin + 1, end)
-            embeds.append(self.model.embed_tokens(ids[text]))
-            spans.append(torch.zeros_like(ids[text]))
-            targets.append(labels[text])
-            if end < len(ids):
-                picture = features.pop(0).to(embeds[0].device, embeds[0].dtype)
+        labels = ids if labels is None else labels
+        for number, (start, end) in enumerate(zip([-1, *places], [*places, len(ids)], strict=True)):
+            if number:
+                picture = next(features)
                 embeds.append(picture)
-                spans.append(ids.new_full((len(picture),), k))
-                targets.append(ids.new_full((len(picture),), IGNORE_INDEX))
-        return torch.cat(embeds), torch.cat(spans), torch.cat(targets)
+                spans.append(ids.new_full((len(picture),), number))
+                targets.append(labels.new_full((len(picture),), IGNORE_INDEX))
+            text = ids[start + 1 : end]
+            embeds.append(self.model.embed_tokens(text))
+            spans.append(torch.zeros_like(text))
+            targets.append(labels[start + 1 : end])
+        limit = getattr(self.config, "tokenizer_model_max_length", None)
+        return _Row(torch.cat(embeds)[:limit], torch.cat(spans)[:limit], torch.cat(targets)[:limit])
+
+    def _collate(self, rows: list[_Row], past: torch.Tensor | None, with_labels: bool, side: str) -> Merged:
+        lengths = [len(row.spans) for row in rows]
+        spans = _pad([row.spans for row in rows], 0, side)
+        mask = _pad([torch.ones_like(row.spans) for row in rows], 0, side)
+        padded = len(set(lengths)) > 1
+        if past is not None:
+            mask, padded = torch.cat([past.to(mask), mask], dim=1), True
+        return Merged(
+            inputs_embeds=_pad([row.embeds for row in rows], 0.0, side),
+            attention_mask=mask if padded else None,
+            position_ids=(mask.cumsum(-1) - 1).clamp_min(0)[:, -spans.shape[1] :] if padded else None,
+            labels=_pad([row.labels for row in rows], IGNORE_INDEX, side) if with_labels else None,
+            visual_span_ids=spans if any(bool((row.spans > 0).any()) for row in rows) else None,
+        )

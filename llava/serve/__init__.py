@@ -1,1 +1,1 @@
-
+"""Interactive use."""

@@ -1,1 +1,1 @@
-
+"""LLaVA's language model."""

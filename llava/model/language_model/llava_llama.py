@@ -1,85 +1,85 @@
-"""LLaVA on transformers' Llama: the original checkpoints' model, with DART switched on by `config.DART_config`."""
+"""LLaVA on transformers' Llama, with DART in place: `model.config.DART_config = {...}` prunes, `None` does not."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 import dart
-from llava.constants import IMAGE_TOKEN_INDEX
-from llava.model.llava_arch import LlavaMetaForCausalLM
-from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower, find_tower
-from llava.model.multimodal_projector.builder import build_vision_projector
+from dart.pruner import ATTACHED
+from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from llava.model.llava_arch import Images, LlavaMetaForCausalLM, add_vision_modules
 
 
-class LlavaConfig(LlamaConfig):
-    """config.json of LLaVA-1.5: Llama's fields and the mm_* ones."""
+class LlavaLlamaConfig(LlamaConfig):
+    """Llama's config with LLaVA's mm_* entries. `DART_config` is a run-time switch and is never written to disk."""
 
     model_type = "llava_llama"
 
     def to_dict(self) -> dict[str, Any]:
-        """Without `DART_config`: how a run prunes is no property of the checkpoint."""
         return {key: value for key, value in super().to_dict().items() if key != "DART_config"}
 
 
 class LlavaLlamaModel(LlamaModel):
-    """The text model with the projector and the vision tower beside it."""
+    """Llama's decoder with the vision modules beside it; takes the spans that `dart`'s adapter reads."""
 
-    config_class = LlavaConfig
+    config_class = LlavaLlamaConfig
 
-    def __init__(self, config: LlavaConfig):
+    def __init__(self, config: LlavaLlamaConfig):
         super().__init__(config)
-        if getattr(config, "mm_vision_tower", None):
-            self.mm_projector = build_vision_projector(config)
-        # A vision tower is a part but no child: its weights live in a checkpoint of their own.
-        self._tower: list[CLIPVisionTower] = []
+        add_vision_modules(self, config)
+        self.post_init()
 
-    @property
-    def vision_tower(self) -> CLIPVisionTower:
-        if not self._tower:
-            raise ValueError("the vision tower is not loaded; use llava.model.builder.load_pretrained_model")
-        return self._tower[0]
-
-    def forward(self, *args: Any, visual_span_ids: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """LlamaModel.forward; `visual_span_ids` (LongTensor [B, S]) is there for dart's hooks to read."""
+    def forward(
+        self, *args: Any, visual_span_ids: torch.Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPast:
+        """As LlamaModel.forward. visual_span_ids LongTensor [B, S] is for hooks; Llama itself has no use for it."""
         return super().forward(*args, **kwargs)
 
 
-class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
-    """Answers from text and pictures. `config.DART_config` (the original's dictionary, or None) is read at every forward."""
+class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
+    """LLaVA-1.5 / 1.6 on Llama (Vicuna) weights, in the original checkpoint layout."""
 
-    config_class = LlavaConfig
+    config_class = LlavaLlamaConfig
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq", r"embeddings\.position_ids"]
 
-    def __init__(self, config: LlavaConfig):
-        super().__init__(config)
+    def __init__(self, config: LlavaLlamaConfig):
+        super(LlamaForCausalLM, self).__init__(config)
         self.model = LlavaLlamaModel(config)
-        self._dart: tuple[dict[str, Any], dart.PruneHandle] | None = None
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._dart_own: dart.PruneHandle | None = None
+        self._dart_seen: dict[str, Any] | None = None
         self.post_init()
-
-    def load_vision_tower(self, checkpoint: str, dtype: torch.dtype, device: Any = None) -> None:
-        """Build the tower that the config names and read its weights."""
-        tower = CLIPVisionTower(self.config, find_tower(self.config.mm_vision_tower, checkpoint))
-        tower.load(dtype)
-        self.model._tower = [tower.to(device or self.device).eval()]
 
     @property
     def dart_handle(self) -> dart.PruneHandle | None:
-        """The pruning that `config.DART_config` switched on; None when it is off."""
+        """The active pruning, from `config.DART_config` or from the caller's `dart.prune`; None when off."""
         self._sync_dart()
-        return self._dart[1] if self._dart else None
+        return self._dart_own or getattr(self.model, ATTACHED, None)
 
     def _sync_dart(self) -> None:
+        """Attach, change or remove DART as `config.DART_config` says. Raises ValueError / TypeError naming a bad entry."""
         wanted = getattr(self.config, "DART_config", None)
-        if self._dart is not None and self._dart[0] != wanted:
-            self._dart[1].remove()
-            self._dart = None
-        if self._dart is None and wanted is not None:
+        if wanted == self._dart_seen:
+            return
+        if wanted is not None and not isinstance(wanted, dict):
+            raise TypeError(f"config.DART_config must be a dict or None, got {type(wanted).__name__}")
+        if self._dart_own is not None:
+            self._dart_own.remove()
+        self._dart_own = self._dart_seen = None
+        if wanted is not None:
             anyres = getattr(self.config, "image_aspect_ratio", None) == "anyres"
-            self._dart = (dict(wanted), dart.prune(self, dart.DartConfig.from_original(wanted, anyres=anyres)))
+            self._dart_own = dart.prune(self, dart.DartConfig.from_original(wanted, anyres=anyres))
+            self._dart_seen = copy.deepcopy(wanted)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -87,76 +87,100 @@ class LlavaLlamaForCausalLM(LlavaMetaForCausalLM, LlamaForCausalLM):
         past_key_values: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        images: torch.Tensor | list[torch.Tensor] | None = None,
-        image_sizes: list | None = None,
+        images: Images | None = None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
         visual_span_ids: torch.Tensor | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
-    ) -> Any:
-        """Logits of text with pictures.
+    ) -> CausalLMOutputWithPast:
+        """input_ids LongTensor [B, S] with -200 for every picture; images, image_sizes: see `encode_images`.
 
-        input_ids: LongTensor [B, S] with -200 for a picture; images: float [n, 3, H, W] (or a list), in reading order; the logits have one row
-        for every token of the merged sequence, fewer with DART. Raises ValueError for labels with DART on (the logits would not line up).
+        With a cache, input_ids are the new tokens and attention_mask (if any) covers cached and new ones. The logits are
+        [B, S', V]: S' counts visual tokens, after pruning only the kept ones. Raises ValueError for placeholders without pictures.
         """
         self._sync_dart()
-        if labels is not None and (self._dart is not None or getattr(self.model, "_dart_handle", None) is not None):
-            raise ValueError("labels with DART on: the pruned logits do not line up with them; set config.DART_config = None or remove the handle")
-        if inputs_embeds is None and images is not None and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
-            row_mask = attention_mask[:, -input_ids.shape[1] :] if attention_mask is not None else None
-            merged = self.merge(input_ids, images, row_mask, labels)
-            before = attention_mask[:, :past] if attention_mask is not None and past else merged.attention_mask.new_ones(len(input_ids), past)
-            full = torch.cat([before, merged.attention_mask], 1)
-            attention_mask = None if attention_mask is None and bool(full.all()) else full
-            if position_ids is None and attention_mask is not None:
-                position_ids = (full.cumsum(-1) - 1).clamp_min(0)[:, past:]
-            else:
-                position_ids = None
-            input_ids, inputs_embeds, labels, visual_span_ids = None, merged.inputs_embeds, merged.labels, merged.visual_span_ids
-        if inputs_embeds is not None:
-            kwargs["visual_span_ids"] = visual_span_ids
-            input_ids = None
-        return super().forward(
+        if inputs_embeds is None and input_ids is not None:
+            if images is None and input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
+                raise ValueError("the prompt has an image placeholder (-200) but images is None: pass images=")
+            if images is not None:
+                merged = self.merge_images(input_ids, images, image_sizes, attention_mask, labels)
+                input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
+                attention_mask, visual_span_ids = merged.attention_mask, merged.visual_span_ids
+                position_ids = merged.position_ids
+        outputs = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
-            labels=labels,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
+            visual_span_ids=visual_span_ids,
             **kwargs,
         )
+        if labels is not None:
+            labels = self._labels_of_kept(labels, visual_span_ids, outputs.logits.shape[1])
+            outputs.loss = self.loss_function(logits=outputs.logits, labels=labels, vocab_size=self.config.vocab_size)
+        return outputs
+
+    def _labels_of_kept(self, labels: torch.Tensor, spans: torch.Tensor | None, length: int) -> torch.Tensor:
+        """[B, S] -> [B, length]: the labels of the tokens that DART left, at the end of each row as the pruner lays them."""
+        handle = self.dart_handle
+        if length == labels.shape[1] or spans is None or handle is None or handle.last is None:
+            return labels
+        shorter = labels.new_full((labels.shape[0], length), IGNORE_INDEX)
+        for row, kept in enumerate(handle.last.kept):
+            stays = spans[row] == 0
+            stays[kept] = True
+            shorter[row, length - int(stays.sum()) :] = labels[row][stays]
+        return shorter
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         inputs: torch.Tensor | None = None,
-        images: torch.Tensor | list[torch.Tensor] | None = None,
-        image_sizes: list | None = None,
+        images: Images | None = None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As LLaVA's: token ids with -200 for a picture, and the pictures; returns the new tokens alone when pictures are given."""
-        inputs = kwargs.pop("input_ids", inputs)
-        if inputs is None or images is None or not bool((inputs == IMAGE_TOKEN_INDEX).any()):
-            return super().generate(inputs, **kwargs)
-        merged = self.merge(inputs, images, kwargs.pop("attention_mask", None), None)
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else cache.get_seq_length()
-        mask = torch.cat([merged.attention_mask.new_ones(len(inputs), past), merged.attention_mask], 1)
-        return super().generate(inputs_embeds=merged.inputs_embeds, attention_mask=mask, visual_span_ids=merged.visual_span_ids, **kwargs)
+        """transformers' `generate` for prompts [B, S] with pictures (`inputs` or `input_ids`); returns the new tokens only.
 
-    def prepare_inputs_for_generation(
-        self, input_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None, visual_span_ids: torch.Tensor | None = None, **kwargs: Any
+        Rows are padded on the left whatever the tokenizer does. With `past_key_values` from an earlier turn, pass the whole
+        conversation and all its pictures: what is cached is not computed again.
+        """
+        input_ids = kwargs.pop("input_ids", inputs)
+        if input_ids is None or kwargs.get("inputs_embeds") is not None:
+            raise ValueError("generate takes input_ids (with -200 for every picture), not inputs_embeds")
+        self._sync_dart()
+        kwargs.pop("position_ids", None)
+        merged = self.merge_images(
+            input_ids, images, image_sizes, kwargs.pop("attention_mask", None), padding_side="left"
+        )
+        mask = merged.attention_mask
+        if mask is None:
+            mask = torch.ones(merged.inputs_embeds.shape[:2], dtype=torch.long, device=merged.inputs_embeds.device)
+        spans = {} if merged.visual_span_ids is None else {"visual_span_ids": merged.visual_span_ids}
+        return super().generate(inputs_embeds=merged.inputs_embeds, attention_mask=mask, **spans, **kwargs)
+
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        visual_span_ids: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> dict[str, Any]:
-        """transformers' own, with the spans passed on in the one forward that carries the embeddings."""
-        spans = visual_span_ids
-        prepared = super().prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
-        if prepared.get("inputs_embeds") is not None:
-            prepared["visual_span_ids"] = spans
+        """The spans go with the prefill alone; without a cache every step is one."""
+        if inputs_embeds is not None and not is_first_iteration and not kwargs.get("use_cache", True):
+            inputs_embeds = torch.cat([inputs_embeds, self.model.embed_tokens(input_ids)], dim=1)
+            is_first_iteration = True
+            if visual_span_ids is not None:
+                visual_span_ids = nn.functional.pad(visual_span_ids, (0, input_ids.shape[1]))
+        prepared = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if visual_span_ids is not None and is_first_iteration:
+            spans = visual_span_ids[:, -prepared["inputs_embeds"].shape[1] :]
+            prepared["visual_span_ids"] = spans if bool((spans > 0).any()) else None
         return prepared
 
 
-AutoConfig.register("llava_llama", LlavaConfig, exist_ok=True)
-AutoModelForCausalLM.register(LlavaConfig, LlavaLlamaForCausalLM, exist_ok=True)
+AutoConfig.register(LlavaLlamaConfig.model_type, LlavaLlamaConfig)
+AutoModelForCausalLM.register(LlavaLlamaConfig, LlavaLlamaForCausalLM)

@@ -1,1 +1,1 @@
-
+"""LLaVA's multimodal projector."""

@@ -1,4 +1,4 @@
-"""The projector from vision features to the language model's embeddings."""
+"""From vision features to the language model's embedding space."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def build_vision_projector(config: Any) -> nn.Module:
-    """`linear`, `mlpNx_gelu` or `identity`, as `config.mm_projector_type` says. Raises ValueError for another."""
+    """`config.mm_projector_type`: "linear", "mlp<depth>x_gelu" or "identity". Raises ValueError for another."""
     kind = getattr(config, "mm_projector_type", "linear")
     if kind == "identity":
         return nn.Identity()
@@ -17,8 +17,10 @@ def build_vision_projector(config: Any) -> nn.Module:
         return nn.Linear(config.mm_hidden_size, config.hidden_size)
     match = re.fullmatch(r"mlp(\d+)x_gelu", kind)
     if match is None:
-        raise ValueError(f"mm_projector_type {kind!r} is unknown; expected linear, identity or mlp<N>x_gelu")
+        raise ValueError(
+            f"config.json: mm_projector_type {kind!r} is not supported; known: linear, mlp<depth>x_gelu, identity"
+        )
     layers: list[nn.Module] = [nn.Linear(config.mm_hidden_size, config.hidden_size)]
-    for _ in range(int(match.group(1)) - 1):
+    for _ in range(1, int(match.group(1))):
         layers += [nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)]
     return nn.Sequential(*layers)

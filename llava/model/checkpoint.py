@@ -1,0 +1,57 @@
+"""What a checkpoint folder holds, checked before anything large is read."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import torch
+from safetensors import safe_open
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLES = ("model.safetensors", "pytorch_model.bin")
+
+
+def read_json(path: str) -> dict:
+    """A JSON object. Raises ValueError naming the file when it is broken."""
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}): download the checkpoint again") from error
+
+
+def check_folder(path: str) -> None:
+    """Raises FileNotFoundError unless `path` is a checkpoint folder with a config.json."""
+    if not os.path.isdir(path):
+        raise FileNotFoundError(
+            f"model path {path} does not exist: expected a folder with a LLaVA checkpoint or a hub name"
+        )
+    if not os.path.isfile(os.path.join(path, "config.json")):
+        raise FileNotFoundError(f"{path} has no config.json: expected a LLaVA checkpoint folder")
+
+
+def weight_names(folder: str) -> set[str]:
+    """Names of all tensors in the folder's checkpoint. Raises FileNotFoundError naming a missing shard."""
+    for name in INDEXES:
+        index = os.path.join(folder, name)
+        if os.path.isfile(index):
+            weight_map = read_json(index).get("weight_map", {})
+            for shard in sorted(set(weight_map.values())):
+                if not os.path.isfile(os.path.join(folder, shard)):
+                    raise FileNotFoundError(
+                        f"checkpoint shard {shard} is missing in {folder} ({name} lists it): download it again"
+                    )
+            return set(weight_map)
+    for name in SINGLES:
+        file = os.path.join(folder, name)
+        if os.path.isfile(file):
+            return _names_in(file)
+    raise FileNotFoundError(f"{folder} has no weights: expected one of {', '.join((*INDEXES, *SINGLES))}")
+
+
+def _names_in(file: str) -> set[str]:
+    if file.endswith(".safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            return set(tensors.keys())
+    return set(torch.load(file, map_location="meta", weights_only=True, mmap=True))

@@ -1,0 +1,87 @@
+"""Talk about a picture: `python -m llava.serve.cli --image-file X [--sparse]`. /image PATH adds a picture, /exit or end of input leaves."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+from PIL import Image
+from transformers import TextStreamer
+
+from llava.cli_errors import exits_cleanly
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import get_template
+from llava.dart_args import dart_config_from_args
+from llava.eval.loop import Loaded, add_model_arguments, load
+from llava.eval.run_llava import EMBEDDED
+from llava.mm_utils import load_image, process_images, tokenizer_image_token
+
+DEFAULT_NEW_TOKENS = 512
+
+
+def answer(loaded: Loaded, prompt: str, images: list[Image.Image], args: argparse.Namespace) -> str:
+    """Stream the model's next turn to stdout and return it. The whole conversation is encoded anew, so every turn may prune differently."""
+    model = loaded.model
+    ids = tokenizer_image_token(prompt, loaded.tokenizer, return_tensors="pt")[None].to(model.device)
+    pixels = (
+        process_images(images, loaded.image_processor, model.config).to(model.device, model.dtype) if images else None
+    )
+    sampling = (
+        {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
+        if args.temperature > 0
+        else {"do_sample": False}
+    )
+    out = model.generate(
+        ids,
+        images=pixels,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=args.max_new_tokens,
+        streamer=TextStreamer(loaded.tokenizer, skip_prompt=pixels is None, skip_special_tokens=True),
+        pad_token_id=loaded.tokenizer.eos_token_id,
+        **sampling,
+    )
+    new = out[0] if pixels is not None else out[0, ids.shape[1] :]
+    return loaded.tokenizer.decode(new, skip_special_tokens=True).strip()
+
+
+def read_line(role: str) -> str | None:
+    try:
+        return input(f"{role}: ").strip()
+    except EOFError:
+        return None
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_model_arguments(parser, default_path=str(EMBEDDED))
+    parser.add_argument("--image-file", help="the first picture")
+    parser.set_defaults(max_new_tokens=DEFAULT_NEW_TOKENS)
+    args = parser.parse_args(argv)
+    mapping = dart_config_from_args(args)
+    images = [load_image(args.image_file)] if args.image_file else []
+    loaded = load(args)
+    loaded.model.config.DART_config = mapping
+    conversation = get_template(args.conv_mode)
+    pending = len(images)
+    while (line := read_line(conversation.roles[0])) not in (None, "/exit"):
+        if line.startswith("/image "):
+            try:
+                images.append(load_image(line.removeprefix("/image ").strip()))
+                pending += 1
+            except (FileNotFoundError, ValueError) as error:
+                print(f"error: {error}", file=sys.stderr)
+            continue
+        if not line:
+            continue
+        conversation.append_message(conversation.roles[0], (DEFAULT_IMAGE_TOKEN + "\n") * pending + line)
+        conversation.append_message(conversation.roles[1], None)
+        pending = 0
+        print(f"{conversation.roles[1]}: ", end="", flush=True)
+        text = answer(loaded, conversation.get_prompt(), images, args)
+        conversation.messages[-1] = (conversation.roles[1], text)
+
+
+if __name__ == "__main__":
+    main()
