@@ -81,7 +81,10 @@ def _chat_between(who: str, *more: str) -> str:
     return " ".join((chat, *(more or (polite,))))
 
 
-_VISUAL = "able to understand the visual content that the user provides, and assist the user with a variety of tasks using natural language."
+_VISUAL = (
+    "able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language."
+)
 _MMTAG = (
     f"The assistant is {_VISUAL}",
     "The visual content will be provided with the following format: <Image>visual content</Image>.",
@@ -95,7 +98,10 @@ _LLAMA_2_SYSTEM = (
 )
 _IM_ROLES = ("<|im_start|>user\n", "<|im_start|>assistant\n")
 _IM_SYSTEM = "<|im_start|>system\n"
-_MPT_SYSTEM = f"{_IM_SYSTEM}A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
+_MPT_SYSTEM = (
+    f"{_IM_SYSTEM}A conversation between a user and an LLM-based AI assistant. "
+    "The assistant gives helpful and honest answers."
+)
 _TWO = Conversation(_chat_between("user"), ("USER", "ASSISTANT"), SeparatorStyle.TWO, " ", "</s>", "v1")
 _V0 = Conversation(_chat_between("human"), ("Human", "Assistant"), SeparatorStyle.SINGLE, "###", version="v0")
 _MPT = Conversation(_MPT_SYSTEM, _IM_ROLES, SeparatorStyle.MPT, "<|im_end|>", version="mpt")
@@ -126,7 +132,7 @@ conv_templates: dict[str, Conversation] = {
 default_conversation = conv_templates["vicuna_v1"]
 
 
-def get_template(name: str) -> Conversation:
+def get_conversation(name: str) -> Conversation:
     """A fresh conversation from the template `name`. Raises ValueError listing the templates."""
     if name not in conv_templates:
         raise ValueError(

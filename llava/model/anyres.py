@@ -1,4 +1,4 @@
-"""LLaVA-NeXT's "anyres" pictures: an overview plus tiles of the best-fitting grid, and the tiles' features as one picture."""
+"""LLaVA-NeXT's "anyres" pictures: an overview plus tiles of the best-fitting grid, merged into one picture again."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def merge_tiles(
 ) -> torch.Tensor:
     """[1 + tiles, patches, C] -> [tokens, C]: the overview, then the tiles as one picture.
 
-    size: (width, height) of the original. newline [C]: "spatial_unpad" (padding cut, newline after each row), None: "spatial".
+    size: (width, height) of the original. newline [C]: "spatial_unpad" (padding cut, newline after each row); None:
+    "spatial".
     """
     overview, tiles = features[0], features[1:]
     side = int(overview.shape[0] ** 0.5)

@@ -37,9 +37,9 @@ def load_pretrained_model(
 ) -> tuple[Any, LlavaLlamaForCausalLM, Any, int]:
     """Load a LLaVA checkpoint and return (tokenizer, model, image_processor, context_len).
 
-    model_path: folder or hub name; model_base: the full model for a projector-only or LoRA checkpoint; model_name is accepted
-    for compatibility and decides nothing. device None: CUDA where available, else CPU. torch_dtype None: float16 on CUDA,
-    float32 on CPU. Raises FileNotFoundError / ValueError with one line naming what is missing or wrong.
+    model_path: folder or hub name; model_base: the full model for a projector-only or LoRA checkpoint; model_name is
+    accepted for compatibility and decides nothing. device None: CUDA where available, else CPU. torch_dtype None:
+    float16 on CUDA, float32 on CPU. Raises FileNotFoundError / ValueError with one line naming what is missing or wrong.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _dtype(torch_dtype if torch_dtype is not None else kwargs.pop("dtype", None), device)
@@ -139,7 +139,7 @@ def _load_model(
 
 
 def _load_tower(model: LlavaLlamaForCausalLM, path: str, dtype: torch.dtype) -> None:
-    """Read the tower unless the checkpoint brought its own, and note its geometry in the config (so that saving is complete)."""
+    """Read the tower unless the checkpoint brought its own, and note its geometry in the config, so that saving is whole."""
     tower = model.get_vision_tower()
     if tower is None or tower.is_loaded:
         return

@@ -71,8 +71,8 @@ class LlavaMetaForCausalLM:
     def encode_images(self, images: Images, image_sizes: Sequence[Sequence[int]] | None = None) -> list[torch.Tensor]:
         """One [tokens, D] tensor per picture.
 
-        images: [N, 3, H, W], or a sequence of N tensors [3, H, W] or [tiles, 3, H, W]; image_sizes: (width, height) of each
-        original picture, needed for anyres checkpoints.
+        images: [N, 3, H, W], or a sequence of N tensors [3, H, W] or [tiles, 3, H, W]; image_sizes: (width, height) of
+        each original picture, needed for anyres checkpoints.
         """
         tower = self.get_vision_tower()
         if tower is None:
@@ -111,19 +111,20 @@ class LlavaMetaForCausalLM:
         width, height = sizes[number]
         return merge_tiles(features, (width, height), self.config.image_grid_pinpoints, side, newline)
 
-    def merge(
+    def merge_images(
         self,
         input_ids: torch.Tensor,
         images: Images | None = None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        image_sizes: Sequence[Sequence[int]] | None = None,
         padding_side: str | None = None,
     ) -> Merged:
         """Replace every image placeholder (-200) of input_ids [B, S] by its picture's features, in order of the batch.
 
-        attention_mask [B, S] marks padding; longer ones describe cached tokens first. padding_side: where rows are padded
-        (default: `config.tokenizer_padding_side`, else right). Raises ValueError when placeholders and pictures differ in number.
+        attention_mask [B, S] marks padding; longer ones describe cached tokens first. padding_side: where rows are
+        padded (default: `config.tokenizer_padding_side`, else right). Raises ValueError when placeholders and pictures
+        differ in number.
         """
         size, length = input_ids.shape
         past = None
@@ -136,7 +137,7 @@ class LlavaMetaForCausalLM:
         given = 0 if images is None else len(images)
         if wanted != given:
             raise ValueError(
-                f"the prompts have {wanted} image placeholder(s) but {given} image(s) were given: pass one image per <image>"
+                f"the prompts have {wanted} image placeholder(s) but {given} image(s) were given: pass one per <image>"
             )
         features = iter([] if images is None or not given else self.encode_images(images, image_sizes))
         rows = [self._merge_row(row, text, features) for row, text in zip(ids, texts, strict=True)]

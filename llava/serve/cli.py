@@ -1,4 +1,7 @@
-"""Talk about a picture: `python -m llava.serve.cli --image-file X [--sparse]`. /image PATH adds a picture, /exit or end of input leaves."""
+"""Talk about a picture: `python -m llava.serve.cli --image-file X [--sparse]`.
+
+/image PATH adds a picture; /exit, Ctrl-C or the end of the input leaves.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ DEFAULT_NEW_TOKENS = 512
 
 
 def answer(loaded: Loaded, prompt: str, images: list[Image.Image], args: argparse.Namespace) -> str:
-    """Stream the model's next turn to stdout and return it. The whole conversation is encoded anew, so every turn may prune differently."""
+    """Stream the model's next turn to stdout and return it.
+
+    The whole conversation is encoded anew, so that every turn's question chooses its own vision tokens.
+    """
     model = loaded.model
     ids = tokenizer_image_token(prompt, loaded.tokenizer, return_tensors="pt")[None].to(model.device)
     pixels = (
@@ -37,12 +43,11 @@ def answer(loaded: Loaded, prompt: str, images: list[Image.Image], args: argpars
         images=pixels,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=args.max_new_tokens,
-        streamer=TextStreamer(loaded.tokenizer, skip_prompt=pixels is None, skip_special_tokens=True),
+        streamer=TextStreamer(loaded.tokenizer, skip_special_tokens=True),
         pad_token_id=loaded.tokenizer.eos_token_id,
         **sampling,
     )
-    new = out[0] if pixels is not None else out[0, ids.shape[1] :]
-    return loaded.tokenizer.decode(new, skip_special_tokens=True).strip()
+    return loaded.tokenizer.decode(out[0], skip_special_tokens=True).strip()
 
 
 def read_line(role: str) -> str | None:

@@ -65,7 +65,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         return self._dart_own or getattr(self.model, ATTACHED, None)
 
     def _sync_dart(self) -> None:
-        """Attach, change or remove DART as `config.DART_config` says. Raises ValueError / TypeError naming a bad entry."""
+        """Attach, change or remove DART as `config.DART_config` says. Raises ValueError / TypeError naming a bad key."""
         wanted = getattr(self.config, "DART_config", None)
         if wanted == self._dart_seen:
             return
@@ -94,15 +94,16 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
     ) -> CausalLMOutputWithPast:
         """input_ids LongTensor [B, S] with -200 for every picture; images, image_sizes: see `encode_images`.
 
-        With a cache, input_ids are the new tokens and attention_mask (if any) covers cached and new ones. The logits are
-        [B, S', V]: S' counts visual tokens, after pruning only the kept ones. Raises ValueError for placeholders without pictures.
+        With a cache, input_ids are the new tokens and attention_mask (if any) covers cached and new ones. The logits
+        are [B, S', V]: S' counts visual tokens, after pruning only the kept ones. Raises ValueError for placeholders
+        without pictures.
         """
         self._sync_dart()
         if inputs_embeds is None and input_ids is not None:
             if images is None and input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
                 raise ValueError("the prompt has an image placeholder (-200) but images is None: pass images=")
             if images is not None:
-                merged = self.merge(input_ids, images, attention_mask, labels, image_sizes)
+                merged = self.merge_images(input_ids, images, image_sizes, attention_mask, labels)
                 input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
                 attention_mask, visual_span_ids = merged.attention_mask, merged.visual_span_ids
                 position_ids = merged.position_ids
@@ -121,7 +122,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         return outputs
 
     def _labels_of_kept(self, labels: torch.Tensor, spans: torch.Tensor | None, length: int) -> torch.Tensor:
-        """[B, S] -> [B, length]: the labels of the tokens that DART left, at the end of each row as the pruner lays them."""
+        """[B, S] -> [B, length]: labels of the tokens that DART left, at the end of each row as the pruner lays them."""
         handle = self.dart_handle
         if length == labels.shape[1] or spans is None or handle is None or handle.last is None:
             return labels
@@ -140,17 +141,19 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         image_sizes: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """transformers' `generate` for prompts [B, S] with pictures (`inputs` or `input_ids`); returns the new tokens only.
+        """transformers' `generate` for prompts [B, S] with pictures (`inputs` or `input_ids`).
 
-        Rows are padded on the left whatever the tokenizer does. With `past_key_values` from an earlier turn, pass the whole
-        conversation and all its pictures: what is cached is not computed again.
+        Returns the new tokens only. Rows are padded on the left whatever the tokenizer does. With `past_key_values`
+        from an earlier turn, pass the whole conversation and all its pictures: only what is new is computed.
         """
         input_ids = kwargs.pop("input_ids", inputs)
         if input_ids is None or kwargs.get("inputs_embeds") is not None:
             raise ValueError("generate takes input_ids (with -200 for every picture), not inputs_embeds")
         self._sync_dart()
         kwargs.pop("position_ids", None)
-        merged = self.merge(input_ids, images, kwargs.pop("attention_mask", None), None, image_sizes, "left")
+        merged = self.merge_images(
+            input_ids, images, image_sizes, kwargs.pop("attention_mask", None), padding_side="left"
+        )
         mask = merged.attention_mask
         if mask is None:
             mask = torch.ones(merged.inputs_embeds.shape[:2], dtype=torch.long, device=merged.inputs_embeds.device)
