@@ -92,14 +92,18 @@ def answer_loss(llm, visual: torch.Tensor, texts: Texts) -> tuple[torch.Tensor, 
     inputs = torch.cat([prefix, visual.to(prefix.dtype), embed(texts.ids)], 1)
     head = prefix.shape[1] + count
     positions = torch.cat([torch.arange(head)[None].expand(size, -1), texts.positions], 1)
-    hidden = llm.model(inputs_embeds=inputs, attention_mask=texts.mask, position_ids=positions, use_cache=False)[0][:, head - 1 : -1]
+    hidden = llm.model(inputs_embeds=inputs, attention_mask=texts.mask, position_ids=positions, use_cache=False)[0][
+        :, head - 1 : -1
+    ]
     wanted = texts.labels != IGNORE
     logits = llm.lm_head(hidden[wanted]).float()
     target = texts.labels[wanted]
     return torch.nn.functional.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean().item()
 
 
-def sample_batch(rng: random.Random, size: int, per_picture: int, max_shapes: int) -> tuple[list[Scene], list[list[Question]]]:
+def sample_batch(
+    rng: random.Random, size: int, per_picture: int, max_shapes: int
+) -> tuple[list[Scene], list[list[Question]]]:
     scenes = [sample_scene(rng, max_shapes) for _ in range(size)]
     scenes = [s if s.things else sample_scene(rng, max_shapes) for s in scenes]
     return scenes, [sample_questions(s, rng, per_picture) if s.things else [] for s in scenes]

@@ -57,7 +57,9 @@ def convert(split: str, out: Path, limit: int | None) -> int:
             if limit is not None and len(questions) >= limit:
                 break
             key = f"{image}_{k}"
-            questions.append({"question_id": key, "image": name, "text": prompt_of(question.text), "category": "easy_vqa"})
+            questions.append(
+                {"question_id": key, "image": name, "text": prompt_of(question.text), "category": "easy_vqa"}
+            )
             answers[key] = question.answer.lower()
             target = out / "images" / name
             if not target.exists():

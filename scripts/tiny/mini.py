@@ -48,7 +48,9 @@ def make_textvqa(out: Path, rng: random.Random) -> None:
         image = f"scene_{n:04d}"
         save_picture(scene, out / "train_images" / f"{image}.jpg")
         for k, question in enumerate(found):
-            rows.append({"question_id": image, "image": f"{image}.jpg", "text": prompt_of(question.text), "category": "default"})
+            rows.append(
+                {"question_id": image, "image": f"{image}.jpg", "text": prompt_of(question.text), "category": "default"}
+            )
             data.append(
                 {
                     "question_id": len(makers) * n + k,
@@ -79,8 +81,17 @@ def make_pope(out: Path, rng: random.Random) -> None:
             image = f"scene_{category}_{n:04d}.jpg"
             save_picture(scene, out / "val2014" / image)
             for question in found:
-                rows.append({"question_id": len(rows), "image": image, "text": prompt_of(question.text), "category": category})
-                labels.append({"question_id": len(labels) + 1, "image": image, "text": question.text, "label": question.answer.lower()})
+                rows.append(
+                    {"question_id": len(rows), "image": image, "text": prompt_of(question.text), "category": category}
+                )
+                labels.append(
+                    {
+                        "question_id": len(labels) + 1,
+                        "image": image,
+                        "text": question.text,
+                        "label": question.answer.lower(),
+                    }
+                )
         write_lines(out / "coco" / f"coco_pope_{category}.json", labels)
     write_lines(out / "llava_pope_test.jsonl", rows)
 
@@ -98,13 +109,17 @@ def make_mme(out: Path, rng: random.Random) -> None:
     """Two questions a picture, one Yes and one No, in MME's folders."""
     rows = []
     for subtask, make in MME_SUBTASKS.items():
-        stream = scenes_with(rng, [lambda s, r, m=make: m(s, r, answer=True), lambda s, r, m=make: m(s, r, answer=False)])
+        stream = scenes_with(
+            rng, [lambda s, r, m=make: m(s, r, answer=True), lambda s, r, m=make: m(s, r, answer=False)]
+        )
         folder = out / "MME_Benchmark_release_version" / subtask
         for n in range(MME_PER_SUBTASK // 2):
             scene, found = next(stream)
             save_picture(scene, folder / f"{n:04d}.jpg")
             texts = [f"{q.text} {YES_NO_REQUEST}" for q in found]
-            (folder / f"{n:04d}.txt").write_text("".join(f"{t}\t{q.answer}\n" for t, q in zip(texts, found, strict=True)))
+            (folder / f"{n:04d}.txt").write_text(
+                "".join(f"{t}\t{q.answer}\n" for t, q in zip(texts, found, strict=True))
+            )
             name = f"{subtask}/{n:04d}.jpg"
             rows += [{"question_id": name, "image": name, "text": prompt_of(t), "category": subtask} for t in texts]
     write_lines(out / "llava_mme.jsonl", rows)

@@ -131,7 +131,9 @@ def _tokenizer_config() -> dict:
 
 def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     temporary = path.with_suffix(".tmp")
-    save_file({k: v.detach().half().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"})
+    save_file(
+        {k: v.detach().half().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata={"format": "pt"}
+    )
     os.replace(temporary, path)
 
 
@@ -145,9 +147,14 @@ def export(model: TinyLlava, tokenizer_model: bytes, folder: Path) -> None:
     _write_json(folder / "config.json", _llava_config(weights["lm_head.weight"].shape[0]))
     _write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
-    _write_json(folder / "special_tokens_map.json", {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"})
+    _write_json(
+        folder / "special_tokens_map.json",
+        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"},
+    )
     (folder / "tokenizer.model").write_bytes(tokenizer_model)
-    vision = {k if k.startswith("vision_model.") else f"vision_model.{k}": v for k, v in model.tower.state_dict().items()}
+    vision = {
+        k if k.startswith("vision_model.") else f"vision_model.{k}": v for k, v in model.tower.state_dict().items()
+    }
     _save_tensors({k: v for k, v in vision.items() if not k.endswith("position_ids")}, tower / "model.safetensors")
     config = model.tower.config
     _write_json(
@@ -158,10 +165,21 @@ def export(model: TinyLlava, tokenizer_model: bytes, folder: Path) -> None:
             "torch_dtype": "float16",
             **{
                 k: getattr(config, k)
-                for k in (
-                    "hidden_size intermediate_size num_hidden_layers num_attention_heads num_channels image_size patch_size "
-                    "projection_dim hidden_act layer_norm_eps attention_dropout initializer_factor initializer_range"
-                ).split()
+                for k in [
+                    "hidden_size",
+                    "intermediate_size",
+                    "num_hidden_layers",
+                    "num_attention_heads",
+                    "num_channels",
+                    "image_size",
+                    "patch_size",
+                    "projection_dim",
+                    "hidden_act",
+                    "layer_norm_eps",
+                    "attention_dropout",
+                    "initializer_factor",
+                    "initializer_range",
+                ]
             },
         },
     )

@@ -73,7 +73,9 @@ def absent_thing(scene: Scene, rng: random.Random, how: str) -> tuple[str, str] 
     return rng.choice(pairs) if pairs else None
 
 
-def ask_presence(scene: Scene, rng: random.Random, how: str | None = None, answer: bool | None = None) -> Question | None:
+def ask_presence(
+    scene: Scene, rng: random.Random, how: str | None = None, answer: bool | None = None
+) -> Question | None:
     answer = rng.random() < 0.5 if answer is None else answer
     how = how or rng.choice(("random", "popular", "adversarial"))
     if not answer:
@@ -144,7 +146,12 @@ def ask_easy(scene: Scene, rng: random.Random) -> Question | None:
     else:
         noun = thing.kind if present else rng.choice([s for s in SHAPES if s != thing.kind])
     plain = ("is there a {}?", "is there a {} in the image?", "does the image contain a {}?", "is a {} present?")
-    negated = ("is there not a {}?", "is there not a {} in the image?", "does the image not contain a {}?", "is no {} present?")
+    negated = (
+        "is there not a {}?",
+        "is there not a {} in the image?",
+        "does the image not contain a {}?",
+        "is no {} present?",
+    )
     negate = rng.random() < 0.5
     text = rng.choice(negated if negate else plain).format(noun)
     return Question("easy", text, yes_no(present != negate))

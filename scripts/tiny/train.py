@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from scripts.tiny.batches import Packer, answer_loss, codes_of, pixels_of, sample_batch
-from scripts.tiny.codes import COORDINATES, FACTORS, FACTS, OFFSETS, basis
+from scripts.tiny.codes import COORDINATES, FACTORS, OFFSETS, basis
 from scripts.tiny.easy_vqa import EasyVqa
 from scripts.tiny.model import WIDTH, TinyLlava, export
 from scripts.tiny.tokenizer import train_tokenizer
@@ -36,7 +36,9 @@ EASY_SHARE = 0.12
 
 def learning_rate(peak: float, step: int, progress: float) -> float:
     """Warm-up, then a cosine over the stage's time."""
-    return peak * min(1.0, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    return (
+        peak * min(1.0, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    )
 
 
 def save(path: Path, state: dict) -> None:
@@ -63,7 +65,12 @@ class Stage:
     def save(self) -> None:
         save(
             self.path,
-            {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step, "spent": self.spent},
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "step": self.step,
+                "spent": self.spent,
+            },
         )
 
     def run(self, loss_of) -> None:
@@ -87,7 +94,18 @@ class Stage:
             self.spent += took
             bar.update(round(self.spent) - bar.n)
             if self.step % LOG_EVERY == 0:
-                print(json.dumps({"stage": self.name, "step": self.step, "s": round(self.spent), "loss": round(loss.item(), 4), **figures}), flush=True)
+                print(
+                    json.dumps(
+                        {
+                            "stage": self.name,
+                            "step": self.step,
+                            "s": round(self.spent),
+                            "loss": round(loss.item(), 4),
+                            **figures,
+                        }
+                    ),
+                    flush=True,
+                )
             if time.monotonic() - last_save > SAVE_EVERY_S:
                 self.save()
                 last_save = time.monotonic()
@@ -108,7 +126,9 @@ def dense_loss(features: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tens
         for name, size in FACTORS.items():
             span = slice(OFFSETS[name], OFFSETS[name] + size)
             has = target[..., span].sum(-1) > 0
-            figures[name] = round((got[..., span].argmax(-1) == target[..., span].argmax(-1))[has].float().mean().item(), 3)
+            figures[name] = round(
+                (got[..., span].argmax(-1) == target[..., span].argmax(-1))[has].float().mean().item(), 3
+            )
     return loss, figures
 
 
@@ -175,7 +195,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=8, help="per picture")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-easy-vqa", action="store_true", help="do not mix the easy-VQA train split in (needs the easy-vqa package)")
+    parser.add_argument(
+        "--no-easy-vqa", action="store_true", help="do not mix the easy-VQA train split in (needs the easy-vqa package)"
+    )
     parser.add_argument("--out", default="playground/models/llava-tiny", help="export: the checkpoint's folder")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -120,7 +120,20 @@ def _outline(thing: Thing, to_px) -> list[tuple[float, float]]:
         ]
     else:
         w = 0.36
-        steps = [(-w, -1), (w, -1), (w, -w), (1, -w), (1, w), (w, w), (w, 1), (-w, 1), (-w, w), (-1, w), (-1, -w), (-w, -w)]
+        steps = [
+            (-w, -1),
+            (w, -1),
+            (w, -w),
+            (1, -w),
+            (1, w),
+            (w, w),
+            (w, 1),
+            (-w, 1),
+            (-w, w),
+            (-1, w),
+            (-1, -w),
+            (-w, -w),
+        ]
         points = [(x + dx * rx, y + dy * ry) for dx, dy in steps]
     return [to_px(px, py) for px, py in points]
 
@@ -210,7 +223,12 @@ def patch_labels(scene: Scene) -> dict[str, np.ndarray]:
     def owner(draw_all) -> np.ndarray:
         raster = Image.new("L", (px, px), 0)
         draw_all(ImageDraw.Draw(raster))
-        cells = np.asarray(raster).reshape(GRID, LABEL_PIXELS, GRID, LABEL_PIXELS).transpose(0, 2, 1, 3).reshape(GRID, GRID, -1)
+        cells = (
+            np.asarray(raster)
+            .reshape(GRID, LABEL_PIXELS, GRID, LABEL_PIXELS)
+            .transpose(0, 2, 1, 3)
+            .reshape(GRID, GRID, -1)
+        )
         counts = np.stack([(cells == k).mean(-1) for k in range(1, 2 * len(scene.things) + 2)], -1)
         best = counts.argmax(-1)
         return np.where(counts.max(-1) >= MIN_COVERAGE, best, -1)

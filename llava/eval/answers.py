@@ -1,0 +1,147 @@
+"""The answers file: append-only JSON lines that survive a kill at any moment, and what they were made with beside them."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llava.cli_errors import UserError
+
+Key = tuple[str, str]
+
+
+def key_of(question_id: Any, prompt: str) -> Key:
+    """Several TextVQA questions share an id (their picture's), so the prompt belongs to the key."""
+    return str(question_id), prompt
+
+
+def answer_id(question_id: Any, prompt: str, text: str) -> str:
+    """A short id that depends on the content alone, so that equal runs write equal files."""
+    return hashlib.sha256(f"{question_id}\n{prompt}\n{text}".encode()).hexdigest()[:22]
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSON-lines file. Raises UserError naming the number of a broken line."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path} line {number} is no JSON ({error}); repair or remove the line") from error
+            if not isinstance(row, dict):
+                raise UserError(f"{path} line {number} must be a JSON object, got {type(row).__name__}")
+            yield row
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file's value. Raises UserError naming a file that is missing or broken."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); get the file again") from error
+
+
+def finished(path: Path) -> Counter[Key]:
+    """How often each question is answered in an answers file. Raises UserError for a row that is no answer."""
+    done: Counter[Key] = Counter()
+    for row in read_lines(path):
+        if "question_id" not in row or "prompt" not in row:
+            raise UserError(
+                f"{path} has a row without question_id and prompt; it is no answers file, choose another name"
+            )
+        done[key_of(row["question_id"], row["prompt"])] += 1
+    return done
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class AnswersFile:
+    """Opened by one writer. `done` counts finished questions by key; `settings` must be those of an earlier part of the run.
+
+    Raises UserError when another process writes it, when it is broken, or when it was begun with other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool = False):
+        self.path, self.meta = path, path.with_name(path.name + ".meta.json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"{path} is being written by another process; wait for it or choose another --answers-file"
+            ) from error
+        if overwrite:
+            self._file.truncate(0)
+            self.meta.unlink(missing_ok=True)
+        self._repair()
+        self.done = finished(path)
+        self._check(settings)
+
+    def open_questions(self, questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The questions without an answer, in order; one that is asked twice needs two answers."""
+        left = self.done.copy()
+        todo = []
+        for question in questions:
+            key = key_of(question["question_id"], question["text"])
+            if left[key]:
+                left[key] -= 1
+            else:
+                todo.append(question)
+        return todo
+
+    def _repair(self) -> None:
+        """Cut a last line that a kill left half-written."""
+        self._file.seek(0)
+        data = self._file.read()
+        if data and not data.endswith(b"\n"):
+            self._file.truncate(data.rfind(b"\n") + 1)
+        self._file.seek(0, os.SEEK_END)
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        if self.done and self.meta.is_file():
+            before = read_json(self.meta)
+            changed = [
+                f"{k}: {before.get(k)!r} there, {settings.get(k)!r} now"
+                for k in sorted({*before, *settings})
+                if before.get(k) != settings.get(k)
+            ]
+            if changed:
+                raise UserError(
+                    f"{self.path} holds answers of another run ({'; '.join(changed)}); "
+                    "choose another --answers-file or start over with --overwrite"
+                )
+        elif self.done:
+            raise UserError(
+                f"{self.path} holds answers but not what they were made with ({self.meta.name}); "
+                "choose another --answers-file or start over with --overwrite"
+            )
+        write_json(self.meta, settings)
+
+    def append(self, row: dict[str, Any]) -> None:
+        self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+        self._file.flush()
+
+    def __enter__(self) -> AnswersFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

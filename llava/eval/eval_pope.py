@@ -1,0 +1,29 @@
+"""Score POPE answers: `python -m llava.eval.eval_pope --annotation-dir ... --question-file ... --result-file ...`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llava.cli_errors import exits_cleanly
+from llava.eval.answers import read_lines
+from llava.eval.report import emit
+from llava.eval.tasks.pope import score_answers
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--annotation-dir", required=True)
+    parser.add_argument("--question-file", required=True)
+    parser.add_argument("--result-file", required=True)
+    parser.add_argument("--out")
+    args = parser.parse_args(argv)
+    result = score_answers(
+        Path(args.annotation_dir), Path(args.question_file), list(read_lines(Path(args.result_file)))
+    )
+    emit(result, [{"category": name, **row} for name, row in result["categories"].items()], args.out)
+
+
+if __name__ == "__main__":
+    main()

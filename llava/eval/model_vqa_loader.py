@@ -1,0 +1,19 @@
+"""Answer a question file: `python -m llava.eval.model_vqa_loader --model-path ... --question-file ... --answers-file ...`."""
+
+from __future__ import annotations
+
+import argparse
+
+from llava.cli_errors import exits_cleanly
+from llava.eval.loop import add_loop_arguments, run
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_loop_arguments(parser)
+    run(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()

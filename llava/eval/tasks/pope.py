@@ -1,0 +1,85 @@
+"""POPE: is there an X in the image? Accuracy, precision, recall, F1 and the share of Yes for three kinds of absent X."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llava.cli_errors import UserError
+from llava.eval.answers import read_lines
+from llava.eval.tasks.base import ExampleFiles, register, require
+
+QUESTIONS, IMAGES, ANNOTATIONS = "llava_pope_test.jsonl", "val2014", "coco"
+CATEGORIES = ("random", "popular", "adversarial")
+NO_WORDS = {"No", "not", "no"}
+
+
+def says_yes(text: str) -> bool:
+    """LLaVA's rule: the first sentence without commas; No, not or no as a word means no, all else yes."""
+    return not NO_WORDS & set(text.split(".")[0].replace(",", "").split(" "))
+
+
+def figures(answers: list[bool], labels: list[bool]) -> dict[str, float]:
+    """Percentages of one category; Yes is the positive class."""
+    pairs = list(zip(answers, labels, strict=True))
+    tp, fp = sum(a and b for a, b in pairs), sum(a and not b for a, b in pairs)
+    fn, tn = sum(b and not a for a, b in pairs), sum(not a and not b for a, b in pairs)
+    precision, recall = tp / max(1, tp + fp), tp / max(1, tp + fn)
+    f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    shares = {
+        "accuracy": (tp + tn) / max(1, len(pairs)),
+        "precision": precision,
+        "recall": recall,
+        "f1": f1,
+        "yes": (tp + fp) / max(1, len(pairs)),
+    }
+    return {k: round(100 * v, 2) for k, v in shares.items()} | {"samples": len(pairs)}
+
+
+def score_answers(annotation_dir: Path, questions: Path, answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures by category; the headline is the mean F1. A category without answers is left out.
+
+    Labels belong to the questions of a category in order, as in LLaVA's files. Raises UserError when the two do not fit.
+    """
+    asked: dict[str, list[str]] = {category: [] for category in CATEGORIES}
+    for question in read_lines(questions):
+        asked.setdefault(question["category"], []).append(str(question["question_id"]))
+    by_id = {str(row["question_id"]): row for row in answers}
+    result: dict[str, Any] = {}
+    for category in CATEGORIES:
+        path = annotation_dir / f"coco_pope_{category}.json"
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; expected POPE's annotation of the category {category}")
+        own = [by_id[key] for key in asked[category] if key in by_id]
+        truth = list(read_lines(path))
+        if not own:
+            continue
+        if len(own) != len(truth):
+            raise UserError(
+                f"POPE {category}: {len(own)} answers for {len(truth)} labels; finish the run before scoring it"
+            )
+        for row, label in zip(own, truth, strict=True):
+            if not row["prompt"].startswith(label["text"]):
+                raise UserError(
+                    f"POPE {category}: question {row['question_id']} asks {row['prompt']!r} where {path} "
+                    f"has {label['text']!r}; are they of the same release?"
+                )
+        result[category] = figures([says_yes(row["text"]) for row in own], [row["label"] == "yes" for row in truth])
+    if not result:
+        raise UserError("no answer belongs to a POPE category; are answers and questions of the same benchmark?")
+    means = {k: round(sum(r[k] for r in result.values()) / len(result), 2) for k in ("f1", "accuracy")}
+    return {"score": means["f1"], "accuracy": means["accuracy"], "categories": result}
+
+
+@register("pope")
+class Pope:
+    source = "https://github.com/AoiDragon/POPE (output/coco), COCO val2014 pictures and LLaVA's eval.zip (the question file)"
+    max_new_tokens = 128
+
+    def examples(self, data: Path) -> ExampleFiles:
+        folder = data / "pope"
+        require(folder, {QUESTIONS: "questions", IMAGES: "pictures", ANNOTATIONS: "annotations"}, self.source)
+        return ExampleFiles(folder / QUESTIONS, folder / IMAGES)
+
+    def score(self, data: Path, answers: list[dict[str, Any]]) -> dict[str, Any]:
+        return score_answers(data / "pope" / ANNOTATIONS, data / "pope" / QUESTIONS, answers)

@@ -1,0 +1,57 @@
+"""TextVQA validation: open answers, official VQA accuracy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llava.cli_errors import UserError
+from llava.eval.answers import read_json
+from llava.eval.normalize import vqa_accuracy
+from llava.eval.tasks.base import ExampleFiles, register, require
+
+QUESTIONS, IMAGES, ANNOTATIONS = "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"
+
+
+def question_of(prompt: str) -> str:
+    """The bare question, lower case, in a prompt of LLaVA's question files.
+
+    Its first line, the second when the reference OCR tokens come first, or what stands between "Question:" and "Short answer:".
+    """
+    if prompt.startswith("OCR tokens: "):
+        return prompt.partition("Question: ")[2].partition(" Short answer:")[0].strip().lower()
+    lines = prompt.split("\n")
+    at = 1 if prompt.startswith("Reference OCR token:") and len(lines) > 1 else 0
+    return lines[at].strip().lower()
+
+
+def score_answers(annotations: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy in percent over the answers. Raises UserError for an answer without annotation."""
+    references = {(str(a["image_id"]), a["question"].strip().lower()): a["answers"] for a in annotations["data"]}
+    total = 0.0
+    for row in answers:
+        key = (str(row["question_id"]), question_of(row["prompt"]))
+        if key not in references:
+            raise UserError(
+                f"answer to image {key[0]}, question {key[1]!r} is not in the annotations; are they of the same split?"
+            )
+        total += vqa_accuracy(row["text"], references[key])
+    return {
+        "score": round(100 * total / max(1, len(answers)), 2),
+        "samples": len(answers),
+        "annotated": len(references),
+    }
+
+
+@register("textvqa")
+class TextVqa:
+    source = "https://textvqa.org/dataset (annotations 0.5.1 and images) and LLaVA's eval.zip (the question file)"
+    max_new_tokens = 128
+
+    def examples(self, data: Path) -> ExampleFiles:
+        folder = data / "textvqa"
+        require(folder, {QUESTIONS: "questions", IMAGES: "pictures", ANNOTATIONS: "annotations"}, self.source)
+        return ExampleFiles(folder / QUESTIONS, folder / IMAGES)
+
+    def score(self, data: Path, answers: list[dict[str, Any]]) -> dict[str, Any]:
+        return score_answers(read_json(data / "textvqa" / ANNOTATIONS), answers)
