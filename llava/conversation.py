@@ -139,3 +139,6 @@ def get_conversation(name: str) -> Conversation:
             f"unknown conversation template {name!r} (--conv-mode); known: {', '.join(sorted(conv_templates))}"
         )
     return conv_templates[name].copy()
+
+
+get_template = get_conversation

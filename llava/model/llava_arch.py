@@ -111,13 +111,13 @@ class LlavaMetaForCausalLM:
         width, height = sizes[number]
         return merge_tiles(features, (width, height), self.config.image_grid_pinpoints, side, newline)
 
-    def merge_images(
+    def merge(
         self,
         input_ids: torch.Tensor,
         images: Images | None = None,
-        image_sizes: Sequence[Sequence[int]] | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        image_sizes: Sequence[Sequence[int]] | None = None,
         padding_side: str | None = None,
     ) -> Merged:
         """Replace every image placeholder (-200) of input_ids [B, S] by its picture's features, in order of the batch.
@@ -143,6 +143,8 @@ class LlavaMetaForCausalLM:
         rows = [self._merge_row(row, text, features) for row, text in zip(ids, texts, strict=True)]
         side = padding_side or getattr(self.config, "tokenizer_padding_side", "right")
         return self._collate(rows, past, labels is not None, side)
+
+    merge_images = merge
 
     def _merge_row(self, ids: torch.Tensor, labels: torch.Tensor | None, features: Any) -> _Row:
         """One row without padding: its text embeddings with the next pictures in place."""

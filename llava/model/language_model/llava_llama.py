@@ -103,7 +103,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
             if images is None and input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
                 raise ValueError("the prompt has an image placeholder (-200) but images is None: pass images=")
             if images is not None:
-                merged = self.merge_images(input_ids, images, image_sizes, attention_mask, labels)
+                merged = self.merge(input_ids, images, attention_mask, labels, image_sizes)
                 input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
                 attention_mask, visual_span_ids = merged.attention_mask, merged.visual_span_ids
                 position_ids = merged.position_ids
@@ -151,9 +151,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
             raise ValueError("generate takes input_ids (with -200 for every picture), not inputs_embeds")
         self._sync_dart()
         kwargs.pop("position_ids", None)
-        merged = self.merge_images(
-            input_ids, images, image_sizes, kwargs.pop("attention_mask", None), padding_side="left"
-        )
+        merged = self.merge(input_ids, images, kwargs.pop("attention_mask", None), None, image_sizes, "left")
         mask = merged.attention_mask
         if mask is None:
             mask = torch.ones(merged.inputs_embeds.shape[:2], dtype=torch.long, device=merged.inputs_embeds.device)

@@ -47,7 +47,7 @@ class CLIPVisionTower(nn.Module):
         """The CLIP model. Raises ValueError before its weights are there."""
         if self.vision_tower is None:
             raise ValueError(
-                "the vision tower is not loaded: use load_pretrained_model (llava.model.builder) or load_model(path, dtype)"
+                "the vision tower is not loaded: use llava.model.builder.load_pretrained_model or load_model"
             )
         return self.vision_tower
 
