@@ -1,4 +1,4 @@
-"""The answers file: append-only JSON lines that survive a kill at any moment, and what they were made with beside them."""
+"""The answers file: append-only JSON lines that survive a kill at any moment, and the settings beside it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class AnswersFile:
-    """Opened by one writer. `done` counts finished questions by key; `settings` must be those of an earlier part of the run.
+    """Opened by one writer. `done` counts finished questions by key; `settings` must equal those of earlier answers.
 
     Raises UserError when another process writes it, when it is broken, or when it was begun with other settings.
     """

@@ -16,6 +16,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+from transformers import GenerationConfig
 
 from llava.cli_errors import UserError
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
@@ -88,6 +89,11 @@ def load(args: argparse.Namespace) -> Loaded:
         torch_dtype=args.torch_dtype,
         attn_implementation=args.attn_implementation,
     )
+    own = model.generation_config
+    # The flags alone decide how to decode; a checkpoint's own defaults (max_length, temperature, ...) would mix in.
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
     return Loaded(tokenizer, model, processor, get_model_name_from_path(args.model_path))
 
 
@@ -122,7 +128,7 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Examples(Dataset):
-    """(ids LongTensor [S], pixels [1, 3, H, W]) of each question; for a picture that cannot be read, the error to raise."""
+    """(ids LongTensor [S], pixels [1, 3, H, W]) of each question, or the error to raise for an unreadable picture."""
 
     def __init__(self, questions: list[dict[str, Any]], loaded: Loaded, args: argparse.Namespace):
         self.questions, self.loaded, self.args = questions, loaded, args
@@ -144,7 +150,7 @@ class Examples(Dataset):
 
 
 def _collate(examples: list[Example | UserError]) -> tuple[Batch | None, UserError | None]:
-    """The examples before the first that failed as one left-padded batch (None when there are none), and that failure."""
+    """The examples before the first failed one as one left-padded batch (None without any), and that failure."""
     errors = [e for e in examples if isinstance(e, UserError)]
     good = list(itertools.takewhile(lambda e: not isinstance(e, UserError), examples))
     error = errors[0] if errors else None
@@ -204,7 +210,8 @@ def _describe(loaded: Loaded, args: argparse.Namespace) -> str:
         return "strategy: none, all vision tokens kept"
     last = handle.last
     return (
-        f"strategy: {handle.config.strategy}, vision tokens: {last.visual_before[0]} -> {last.visual_after[0]} from layer {last.layer}, "
+        f"strategy: {handle.config.strategy}, vision tokens: "
+        f"{last.visual_before[0]} -> {last.visual_after[0]} from layer {last.layer}, "
         f"{last.mean_visual_tokens[0]:.1f} as a mean over {last.layers} layers"
     )
 
@@ -219,7 +226,10 @@ def check_first_span(loaded: Loaded, batch: Batch, args: argparse.Namespace) -> 
 
 
 def run(args: argparse.Namespace, loaded: Loaded | None = None) -> int:
-    """Answer what is not answered yet; returns the number of new answers. `loaded`: a model to reuse (its DART setting is replaced)."""
+    """Answer what is not answered yet; returns the number of new answers.
+
+    loaded: a model to reuse (its DART setting is replaced). Raises UserError for bad input; answers so far are kept.
+    """
     mapping = dart_config_from_args(args)
     if args.batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, got {args.batch_size}")

@@ -1,4 +1,4 @@
-"""Answer a question file: `python -m llava.eval.model_vqa_loader --model-path ... --question-file ... --answers-file ...`."""
+"""Answer a question file: `python -m llava.eval.model_vqa_loader --model-path ... --question-file ...`."""
 
 from __future__ import annotations
 

@@ -125,7 +125,7 @@ _PERIOD_NOT_IN_NUMBER = re.compile(r"\.(?!\d)")
 
 
 def _punctuation(text: str) -> str:
-    """A mark next to a space anywhere (or every mark, in a text with a number like 1,000) vanishes; others become spaces."""
+    """A mark beside a space (or every mark, in a text with a number like 1,000) vanishes; others become spaces."""
     grouped = _COMMA_IN_NUMBER.search(text) is not None
     out = text
     for mark in PUNCTUATION:
@@ -140,12 +140,12 @@ def _words(text: str) -> str:
 
 
 def normalize_vqa(text: str) -> str:
-    """VQA's rule: punctuation and articles out, lower case, number words as digits, contractions with their apostrophe."""
+    """VQA's rule: no punctuation or articles, lower case, number words as digits, contractions with apostrophe."""
     return _words(_punctuation(text.replace("\n", " ").replace("\t", " ").strip()))
 
 
 def normalize_answer(text: str) -> str:
-    """The TextVQA evaluator's rule (M4C): commas and question marks go first, a 's becomes its own word, then VQA's rule."""
+    """The TextVQA evaluator's rule (M4C): commas and question marks go, 's becomes a word, then VQA's rule."""
     return normalize_vqa(text.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
 
 

@@ -1,4 +1,4 @@
-"""Answer and score one benchmark: `python -m llava.eval.run --task textvqa --data FOLDER --model-path CKPT [DART flags]`."""
+"""Answer and score one benchmark: `python -m llava.eval.run --task textvqa --data FOLDER --model-path CKPT [...]`."""
 
 from __future__ import annotations
 

@@ -101,7 +101,10 @@ def score_rows(rows: list[tuple[str, str, str, str]]) -> dict[str, Any]:
 
 @register("mme")
 class Mme:
-    source = "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models (MME) and LLaVA's eval.zip (the question file)"
+    source = (
+        "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models (MME) "
+        "and LLaVA's eval.zip (the question file)"
+    )
     max_new_tokens = 128
 
     def examples(self, data: Path) -> ExampleFiles:

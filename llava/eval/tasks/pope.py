@@ -1,4 +1,4 @@
-"""POPE: is there an X in the image? Accuracy, precision, recall, F1 and the share of Yes for three kinds of absent X."""
+"""POPE: is there an X in the image? Accuracy, precision, recall, F1 and share of Yes for three kinds of absent X."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def figures(answers: list[bool], labels: list[bool]) -> dict[str, float]:
 def score_answers(annotation_dir: Path, questions: Path, answers: list[dict[str, Any]]) -> dict[str, Any]:
     """Figures by category; the headline is the mean F1. A category without answers is left out.
 
-    Labels belong to the questions of a category in order, as in LLaVA's files. Raises UserError when the two do not fit.
+    Labels belong to the questions of a category in order, as in LLaVA's files. Raises UserError when they do not fit.
     """
     asked: dict[str, list[str]] = {category: [] for category in CATEGORIES}
     for question in read_lines(questions):
@@ -73,7 +73,10 @@ def score_answers(annotation_dir: Path, questions: Path, answers: list[dict[str,
 
 @register("pope")
 class Pope:
-    source = "https://github.com/AoiDragon/POPE (output/coco), COCO val2014 pictures and LLaVA's eval.zip (the question file)"
+    source = (
+        "https://github.com/AoiDragon/POPE (output/coco), COCO val2014 pictures "
+        "and LLaVA's eval.zip (the question file)"
+    )
     max_new_tokens = 128
 
     def examples(self, data: Path) -> ExampleFiles:

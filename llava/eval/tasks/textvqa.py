@@ -16,7 +16,7 @@ QUESTIONS, IMAGES, ANNOTATIONS = "llava_textvqa_val_v051_ocr.jsonl", "train_imag
 def question_of(prompt: str) -> str:
     """The bare question, lower case, in a prompt of LLaVA's question files.
 
-    Its first line, the second when the reference OCR tokens come first, or what stands between "Question:" and "Short answer:".
+    Its first line; the second when OCR tokens come first; or what is between "Question:" and "Short answer:".
     """
     if prompt.startswith("OCR tokens: "):
         return prompt.partition("Question: ")[2].partition(" Short answer:")[0].strip().lower()
