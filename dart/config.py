@@ -36,12 +36,14 @@ class DartConfig:
     exact: keep exactly `keep` tokens. By default, as in the research code, each of P pivots takes `budget // P`
         tokens, and the image pivots come on top: 128 keeps 4 + 8 * 16 = 132, a ratio of 0.778 of 576 keeps 124.
     seed: for strategies that draw at random.
-    reduction_ratio: the fraction to drop, in (0, 1), as the research code states it; instead of `keep`.
+    reduction_ratio: the fraction to drop, in [0, 1], as the research code states it; instead of `keep`. 0 drops
+        nothing, 1 keeps the image pivots alone.
 
-    Fallbacks: a sample with no more visual tokens than it would keep is not pruned. Pivots that do not exist (fewer
-    text tokens than `text_pivots`, none after the picture) are left out and the others share the budget. A budget
-    below the number of pivots keeps the image pivots alone (without image pivots: one token). Raises TypeError or
-    ValueError naming the field.
+    Fallbacks: a sample with no more visual tokens than the budget, or than it would keep, is not pruned. Pivots that
+    do not exist (fewer text tokens than `text_pivots`, none after the picture) are left out and the others share the
+    budget; when none is left, one image pivot stands in. A budget below the number of pivots keeps the image pivots
+    alone (without image pivots: one token). `exact=True` gives what `keep` leaves after the image pivots to the pivots
+    in equal parts, one more to the first ones visited. Raises TypeError or ValueError naming the field.
     """
 
     keep: int | float | None = None
@@ -82,11 +84,13 @@ class DartConfig:
         if self.reduction_ratio is not None:
             if isinstance(self.reduction_ratio, bool) or not isinstance(self.reduction_ratio, (int, float)):
                 raise TypeError(f"reduction_ratio must be a number, got {self.reduction_ratio!r}")
-            if not 0 < self.reduction_ratio < 1:
-                raise ValueError(f"reduction_ratio must be between 0 and 1 (both excluded), got {self.reduction_ratio}")
+            if not 0 <= self.reduction_ratio <= 1:
+                raise ValueError(f"reduction_ratio must be between 0 and 1, got {self.reduction_ratio}")
         elif _is_int(self.keep):
             if self.keep < 0:  # type: ignore[operator]
-                raise ValueError(f"keep as a number of tokens must be 0 or more (0 keeps the image pivots alone), got {self.keep}")
+                raise ValueError(
+                    f"keep as a number of tokens must be 0 or more (0 keeps the image pivots alone), got {self.keep}"
+                )
         elif not isinstance(self.keep, float):
             raise TypeError(f"keep must be an int (tokens) or a float (fraction), got {self.keep!r}")
         elif not 0 < self.keep < 1:
@@ -114,12 +118,14 @@ class DartConfig:
         A pool that keeps everything has an empty list.
         """
         texts = self.text_pivots if text_pivots is None else min(text_pivots, self.text_pivots)
-        images = min(self.image_pivots, visual_tokens)
+        images = min(self.image_pivots if self.image_pivots + texts else 1, visual_tokens)
+        if visual_tokens <= budget:
+            return visual_tokens, images, []
         if self.exact:
             images = min(images, int(budget))
         pivots = images + texts
-        if visual_tokens <= budget or pivots == 0:
-            return (visual_tokens, images, []) if visual_tokens <= budget else (min(visual_tokens, int(budget)), 0, [])
+        if pivots == 0:  # exact, nothing to keep and no text
+            return 0, 0, []
         share = int(budget // pivots)
         takes = [share] * pivots
         if self.exact:
@@ -134,7 +140,9 @@ class DartConfig:
 
     @classmethod
     def from_original(cls, mapping: Mapping[str, Any], *, anyres: bool = False, **overrides: Any) -> DartConfig:
-        """Read the research code's dictionary. A budget of None is absent; `max_num_trunction` wins over the ratio, as there.
+        """Read the research code's dictionary.
+
+        A budget of None is absent; `max_num_trunction` wins over the ratio, as there; a budget of no kind means 128.
 
         anyres: the checkpoint is a LLaVA-NeXT one, where `retain_token_num_for_llava_next` is the budget.
         """

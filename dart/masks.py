@@ -28,8 +28,10 @@ def gather_tokens(tensor: torch.Tensor, rows: torch.Tensor, dim: int) -> torch.T
 def gather_mask(mask: Any, rows: torch.Tensor, columns: torch.Tensor, padded: bool, valid: torch.Tensor | None) -> Any:
     """The attention mask of the shortened layers.
 
-    mask: what the full-length layers use: None, 2-D [B, KV] (flash), 4-D [B|1, 1, Q, KV] bool or additive, or a BlockMask.
-    rows: [B, n] kept query rows; columns: [B, m] full-length cache position of each shortened cache slot, PADDING = empty.
+    mask: what the full-length layers use: None, 2-D [B, KV] (flash), 4-D [B|1, 1, Q, KV] bool or
+        additive, or a BlockMask.
+    rows: [B, n] kept query rows; columns: [B, m] full-length cache position of each shortened cache slot,
+        PADDING = empty.
     valid: bool [B, KV] of non-padding positions, used for a BlockMask alone.
     """
     if isinstance(mask, BlockMask):
@@ -55,7 +57,9 @@ def gather_mask(mask: Any, rows: torch.Tensor, columns: torch.Tensor, padded: bo
 def _own_slot(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """bool [B, n, m]: the cache slot that the query row itself fills (the last n slots of the row)."""
     n, m = rows.shape[1], columns.shape[1]
-    return (torch.arange(m, device=rows.device) == torch.arange(m - n, m, device=rows.device)[:, None]).expand(rows.shape[0], n, m)
+    return (torch.arange(m, device=rows.device) == torch.arange(m - n, m, device=rows.device)[:, None]).expand(
+        rows.shape[0], n, m
+    )
 
 
 def _fresh_mask(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Attaches token pruning to a model's decoder layers with forward pre-hooks, and takes it off again.
 
-Layer K of a prefill with visual tokens selects and gathers; the later layers are given the gathered positions and masks. What a
-cache was pruned to is remembered beside the cache (weakly), so decoding and later turns get masks that fit its shorter layers.
+Layer K of a prefill with visual tokens selects and gathers; the later layers are given the gathered positions and
+masks. What a cache was pruned to is remembered beside the cache (weakly), so decoding and later turns get masks that
+fit its shorter layers. Where the pictures are (and the padding) is read by the host once a prefill.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class _Kept:
 
 @dataclass
 class _Step:
-    """One forward's gathered inputs, shared by the layers >= K. rows: [B, n] or None when this forward drops nothing."""
+    """One forward's gathered inputs, shared by the layers >= K. rows: [B, n], None when this forward drops nothing."""
 
     rows: torch.Tensor | None
     mask: Any
@@ -70,7 +71,7 @@ class _Step:
 
 
 class PruneHandle:
-    """Pruning attached to one model: `remove()` it, or use it in a `with` statement. `last` reports the last prefill."""
+    """Pruning attached to one model: `remove()` it, or use it in a `with` statement. `last`: the last prefill's report."""
 
     def __init__(self, model: nn.Module, config: DartConfig):
         self.model, self.config = model, config
@@ -128,7 +129,12 @@ class PruneHandle:
         bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
         arguments = dict(bound.arguments)
         arguments |= arguments.pop("kwargs", {})
-        self._spans, self._step, self._valid, self._scratch = self.adapter.visual_span_ids(self.model, arguments), None, None, None
+        self._spans, self._step, self._valid, self._scratch = (
+            self.adapter.visual_span_ids(self.model, arguments),
+            None,
+            None,
+            None,
+        )
 
     def _enter_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         mask = kwargs.get("attention_mask")
@@ -176,7 +182,7 @@ class PruneHandle:
         return source.layers[self.config.layer - 1].keys[:, :, past : past + length]
 
     def _choose_rows(self, hidden: torch.Tensor, keys: torch.Tensor, past: int) -> torch.Tensor | None:
-        """Run the selection for every sample; LongTensor [B, n] of the tokens that stay, left-padded; None if all stay."""
+        """Run the selection for every sample; LongTensor [B, n] of what stays, left-padded; None: all."""
         spans = self._spans.cpu().numpy()
         length = spans.shape[1]
         valid = None if self._valid is None else self._valid[:, past : past + length].cpu().numpy()
@@ -208,23 +214,37 @@ class PruneHandle:
             state = _Kept(state.columns.repeat_interleave(size // state.columns.shape[0], 0), state.full, state.padded)
         return state
 
-    def _advance(self, rows: torch.Tensor | None, state: _Kept | None, past: int, length: int, like: torch.Tensor) -> _Kept:
+    def _advance(
+        self, rows: torch.Tensor | None, state: _Kept | None, past: int, length: int, like: torch.Tensor
+    ) -> _Kept:
         """The cache's bookkeeping with this forward's tokens appended."""
         size = like.shape[0]
         new = torch.arange(length, device=like.device).expand(size, -1) if rows is None else rows
         new = torch.where(new < 0, new, new + past)
         old = torch.arange(past, device=like.device).expand(size, -1) if state is None else state.columns
         padded = bool(state and state.padded)
-        if rows is not None and self.last is not None and len(set(self.last.visual_after)) + len(set(self.last.visual_before)) > 2:
+        if (
+            rows is not None
+            and self.last is not None
+            and len(set(self.last.visual_after)) + len(set(self.last.visual_before)) > 2
+        ):
             padded = True
         return _Kept(torch.cat([old, new], 1), past + length, padded)
 
-    def _make_step(self, rows: torch.Tensor | None, state: _Kept | None, cache: Cache | None, past: int, hidden: torch.Tensor, kwargs: dict) -> _Step:
+    def _make_step(
+        self,
+        rows: torch.Tensor | None,
+        state: _Kept | None,
+        cache: Cache | None,
+        past: int,
+        hidden: torch.Tensor,
+        kwargs: dict,
+    ) -> _Step:
         length = hidden.shape[1]
         after = self._advance(rows, state, past, length, hidden)
         if cache is not None:
             self._states[cache] = after
-        queries = torch.where(rows < 0, rows, rows + 0) if rows is not None else torch.arange(length, device=hidden.device).expand(hidden.shape[0], -1)
+        queries = rows if rows is not None else torch.arange(length, device=hidden.device).expand(hidden.shape[0], -1)
         columns = after.columns
         capacity = _capacity(cache, self.config.layer)
         if capacity is not None:

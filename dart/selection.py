@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ def _check(hidden: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor) -> None
         )
     if not hidden.shape[-2] == keys.shape[-2] == mask.shape[-1] or hidden.shape[:-2] != mask.shape[:-1]:
         raise ValueError(
-            f"hidden {list(hidden.shape)}, keys {list(keys.shape)} and visual_mask {list(mask.shape)} differ in tokens or samples"
+            f"hidden {list(hidden.shape)}, keys {list(keys.shape)} and visual_mask {list(mask.shape)} differ "
+            "in tokens or samples"
         )
 
 
@@ -47,16 +49,16 @@ def select(
     hidden: [S, D] hidden states after the model's final norm, any float dtype; keys: [H, S, Dh] keys after RoPE of the
     layer before; visual_mask: bool [S]. With a leading batch dimension: LongTensor [B, kept], or a list of
     LongTensors when the samples keep different numbers. pivots: absolute positions to use as pivots, in this visiting
-    order, instead of the norms' choice. The mask is read by the host once at the start (its length decides the sizes);
-    with `pivot_order="norm"` nothing else waits for the device. Raises TypeError / ValueError.
+    order, instead of the norms' choice. The mask is one pool: `config.scope` needs the pruner, which knows the
+    pictures. The mask is read by the host once at the start (its size decides how many tokens stay); with
+    `pivot_order="norm"` nothing else waits for the device. Raises TypeError / ValueError.
     """
     _check(hidden, keys, visual_mask)
-    if hidden.ndim == 3:
-        rows = [
-            select_row(h, k, _host(m).astype(np.int64), None, config, pivots) for h, k, m in zip(hidden, keys, visual_mask, strict=True)
-        ]
-        return torch.stack(rows) if len({len(r) for r in rows}) == 1 else rows
-    return select_row(hidden, keys, _host(visual_mask).astype(np.int64), None, config, pivots)
+    spans = _host(visual_mask).astype(np.int64)
+    if hidden.ndim == 2:
+        return select_row(hidden, keys, spans, None, config, pivots)
+    rows = [select_row(h, k, m, None, config, pivots) for h, k, m in zip(hidden, keys, spans, strict=True)]
+    return torch.stack(rows) if len({len(r) for r in rows}) == 1 else rows
 
 
 def select_row(
@@ -67,7 +69,7 @@ def select_row(
     config: DartConfig,
     pivots: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """One sample. spans: int [S] on the host, 0 = text, k = visual span k; valid: bool [S], False = padding (None: all)."""
+    """One sample. spans: int [S] on the host, 0 = text, k = visual span k; valid: bool [S], False = padding."""
     device = hidden.device
     visual = np.flatnonzero(spans)
     if visual.size == 0:
@@ -78,41 +80,32 @@ def select_row(
     strategy = strategies.get(config.strategy)
     kept = []
     for positions, budget in _pools(visual, spans, config):
-        count, images, takes = config.plan(positions.size, budget, text.size)
-        if not takes and count == positions.size:
-            kept.append(torch.from_numpy(positions).to(device))
-            continue
-        forced = _forced(pivots, positions, text)
-        if forced is not None:
-            images = sum(p in set(positions.tolist()) for p in forced)
-            share = int(budget // len(forced))
-            takes, count = [share] * len(forced), images + share * len(forced)
-        if not takes:
-            takes, images = [], 0
-        pool = Pool(
-            hidden,
-            flat,
-            torch.from_numpy(positions).to(device),
-            torch.from_numpy(text).to(device),
-            count,
-            images,
-            takes,
-            forced,
-        )
-        kept.append(strategy(pool, config))
+        forced = None
+        if pivots is None:
+            count, images, takes = config.plan(positions.size, budget, text.size)
+        else:
+            forced = _forced(pivots, visual, positions, text)
+            images = int(np.isin(forced, positions).sum())
+            counts = replace(config, image_pivots=images, text_pivots=len(forced) - images)
+            count, images, takes = counts.plan(positions.size, budget)
+        pool_visual, pool_text = torch.from_numpy(positions).to(device), torch.from_numpy(text).to(device)
+        if count < positions.size:
+            pool_visual = strategy(Pool(hidden, flat, pool_visual, pool_text, count, images, takes, forced), config)
+        kept.append(pool_visual)
     return torch.cat(kept).sort().values
 
 
-def _forced(pivots: Sequence[int] | None, positions: np.ndarray, text: np.ndarray) -> list[int] | None:
-    if pivots is None:
-        return None
+def _forced(pivots: Sequence[int], visual: np.ndarray, positions: np.ndarray, text: np.ndarray) -> list[int]:
+    """The forced pivots that act on one pool (`positions`): its own visual tokens and the text's. Raises ValueError."""
     forced = [int(p) for p in pivots]
-    allowed = {*positions.tolist(), *text.tolist()}
-    if outside := [p for p in forced if p not in allowed]:
+    if outside := [p for p in forced if p not in {*visual.tolist(), *text.tolist()}]:
         raise ValueError(f"pivots {outside} are neither visual tokens nor text after them")
     if len(set(forced)) != len(forced) or not forced:
-        raise ValueError("pivots must be one or more different positions")
-    return forced
+        raise ValueError(f"pivots must be one or more different positions, got {forced}")
+    own = [p for p in forced if p in {*positions.tolist(), *text.tolist()}]
+    if not own:
+        raise ValueError("every picture needs a pivot of its own or of the text after it: none of the pivots is")
+    return own
 
 
 def _pools(visual: np.ndarray, spans: np.ndarray, config: DartConfig) -> list[tuple[np.ndarray, float]]:

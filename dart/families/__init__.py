@@ -19,4 +19,6 @@ def adapter_for(model: nn.Module) -> Adapter:
     for adapter in ADAPTERS.values():
         if adapter.matches(model):
             return adapter
-    raise TypeError(f"dart.prune does not know {type(model).__name__}; supported families: {', '.join(sorted(ADAPTERS))}")
+    raise TypeError(
+        f"dart.prune does not know {type(model).__name__}; supported families: {', '.join(sorted(ADAPTERS))}"
+    )

@@ -25,7 +25,7 @@ class Adapter(Protocol):
         ...
 
     def visual_span_ids(self, model: nn.Module, arguments: dict[str, Any]) -> torch.Tensor | None:
-        """LongTensor [B, S] for the entry's arguments: 0 = text, k = the row's k-th visual span; None: no visual tokens."""
+        """LongTensor [B, S] for the entry's arguments: 0 = text, k = the k-th visual span; None: no visual."""
         ...
 
 
@@ -45,6 +45,6 @@ def register(name: str) -> Callable[[type], type]:
 
 
 def runs_of(mask: torch.Tensor) -> torch.Tensor:
-    """bool [B, S] -> LongTensor [B, S]: the number of the run of True values a position is in, counted from 1; 0 elsewhere."""
+    """bool [B, S] -> LongTensor [B, S]: the number, from 1, of the run of True a position is in; 0 elsewhere."""
     starts = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
     return starts.long().cumsum(-1) * mask

@@ -1,7 +1,7 @@
 """LLaVA: this project's `llava` classes (original checkpoints) and transformers' `LlavaForConditionalGeneration`.
 
-What differs: the original format merges pictures into the embeddings itself and passes `visual_span_ids` down; transformers'
-class keeps one placeholder id per visual token in `input_ids`.
+What differs: the original format merges pictures into the embeddings itself and passes `visual_span_ids` down;
+transformers' class keeps one placeholder id per visual token in `input_ids`.
 """
 
 from __future__ import annotations

@@ -46,7 +46,10 @@ def register(name: str) -> Callable[[type], type]:
     def add(cls: type) -> type:
         if name in REGISTRY:
             other = type(REGISTRY[name])
-            raise ValueError(f"strategy {name!r} is already registered by {other.__module__}.{other.__qualname__}; choose another name")
+            raise ValueError(
+                f"strategy {name!r} is already registered by {other.__module__}.{other.__qualname__}; "
+                "choose another name"
+            )
         REGISTRY[name] = cls()
         return cls
 

@@ -12,7 +12,7 @@ COSINE_EPS = 1e-8
 
 
 def largest_norms(keys: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` of `positions` [N] with the largest L1 key norm, falling. keys: [S, C]; the norm is in the keys' dtype."""
+    """The `count` of `positions` [N] with the largest L1 key norm, falling. keys: [S, C]; summed in their dtype."""
     norms = keys.index_select(0, positions).norm(p=1, dim=-1)
     return positions[norms.topk(count).indices]
 
