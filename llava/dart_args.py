@@ -85,7 +85,7 @@ def dart_config_from_args(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def check_image_span(args: argparse.Namespace, span_ids: torch.Tensor) -> None:
-    """Compare --image_token_start_index / --image_token_length, where given, with a row's first picture (span ids [S])."""
+    """Compare --image_token_start_index / --image_token_length, with a row's first picture (span ids [S])."""
     found = torch.where(span_ids == span_ids[span_ids > 0].min())[0] if bool((span_ids > 0).any()) else span_ids[:0]
     start, length = (int(found[0]), len(found)) if len(found) else (0, 0)
     for flag, given, real in (

@@ -39,7 +39,7 @@ def load_pretrained_model(
 
     model_path: folder or hub name; model_base: the full model for a projector-only or LoRA checkpoint; model_name is
     accepted for compatibility and decides nothing. device None: CUDA where available, else CPU. torch_dtype None:
-    float16 on CUDA, float32 on CPU. Raises FileNotFoundError / ValueError with one line naming what is missing or wrong.
+    float16 on CUDA, float32 on CPU. Raises FileNotFoundError / ValueError naming what is missing or wrong.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _dtype(torch_dtype if torch_dtype is not None else kwargs.pop("dtype", None), device)
@@ -60,6 +60,8 @@ def load_pretrained_model(
     tokenizer = _load_tokenizer(base if model_base else folder, model)
     image_processor = CLIPImageProcessorPil.from_pretrained(tower_path)
     model.eval()
+    # Old checkpoints store a max_length that would compete with max_new_tokens.
+    model.generation_config.max_length = None
     return tokenizer, model, image_processor, getattr(config, "max_sequence_length", DEFAULT_CONTEXT)
 
 
@@ -139,7 +141,7 @@ def _load_model(
 
 
 def _load_tower(model: LlavaLlamaForCausalLM, path: str, dtype: torch.dtype) -> None:
-    """Read the tower unless the checkpoint brought its own, and note its geometry in the config, so that saving is whole."""
+    """Read the tower unless the checkpoint brought its own; its geometry goes into the config, for saving."""
     tower = model.get_vision_tower()
     if tower is None or tower.is_loaded:
         return

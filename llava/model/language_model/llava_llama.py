@@ -65,7 +65,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         return self._dart_own or getattr(self.model, ATTACHED, None)
 
     def _sync_dart(self) -> None:
-        """Attach, change or remove DART as `config.DART_config` says. Raises ValueError / TypeError naming a bad key."""
+        """Attach, change or remove DART as `config.DART_config` says. Raises ValueError / TypeError."""
         wanted = getattr(self.config, "DART_config", None)
         if wanted == self._dart_seen:
             return
@@ -122,7 +122,7 @@ class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
         return outputs
 
     def _labels_of_kept(self, labels: torch.Tensor, spans: torch.Tensor | None, length: int) -> torch.Tensor:
-        """[B, S] -> [B, length]: labels of the tokens that DART left, at the end of each row as the pruner lays them."""
+        """[B, S] -> [B, length]: labels of the tokens that DART left, at the end of each row."""
         handle = self.dart_handle
         if length == labels.shape[1] or spans is None or handle is None or handle.last is None:
             return labels
