@@ -70,6 +70,16 @@ def select_row(
     pivots: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """One sample. spans: int [S] on the host, 0 = text, k = visual span k; valid: bool [S], False = padding."""
+    if valid is not None and valid.any() and not valid[0]:
+        # Without the padding in front: pivot_order="original" depends on the positions a sample has alone.
+        start = int(valid.argmax())
+        moved = None if pivots is None else [p - start for p in pivots]
+        return select_row(hidden[start:], keys[:, start:], spans[start:], valid[start:], config, moved) + start
+    if valid is not None and (padding := int(valid.argmax())):
+        # The original's visiting order follows the positions' values: count them from the row's first real token.
+        cut = slice(padding, None)
+        forced = None if pivots is None else [p - padding for p in pivots]
+        return padding + select_row(hidden[cut], keys[:, cut], spans[cut], valid[cut], config, forced)
     device = hidden.device
     visual = np.flatnonzero(spans)
     if visual.size == 0:

@@ -1,0 +1,172 @@
+"""The evaluation loop on the recorded tiny checkpoint: resuming, chunks, batches, crashes and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llava.eval.answers import AnswersFile
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINT = ROOT / "tests/golden/ckpt/llava-v1.5-tiny"
+QUESTIONS = 6
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for k in range(QUESTIONS):
+        # Noise: equal patches would tie in the selection, and ties may break differently in a batch.
+        noise = np.random.default_rng(k).integers(0, 255, (50, 60 + 10 * k, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((300 + 50 * k, 250)).save(folder / f"{k}.png")
+        text = "What is it? " * (1 + k % 3)
+        rows.append({"question_id": k // 2, "image": f"{k}.png", "text": f"{text}{k}", "category": "x"})
+    (folder / "questions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def arguments(data, answers, *more):
+    return [
+        *(
+            "--model-path",
+            str(CHECKPOINT),
+            "--image-folder",
+            str(data),
+            "--question-file",
+            str(data / "questions.jsonl"),
+        ),
+        *("--answers-file", str(answers), "--max_new_tokens", "3", "--device", "cpu", *more),
+    ]
+
+
+def command(data, answers, *more):
+    return [sys.executable, "-m", "llava.eval.model_vqa_loader", *arguments(data, answers, *more)]
+
+
+def run(data, answers, *more):
+    from llava.eval.model_vqa_loader import main
+
+    main(arguments(data, answers, *more))
+    return answers.read_bytes()
+
+
+def refused(capsys, data, answers, *more):
+    with pytest.raises(SystemExit) as stop:
+        run(data, answers, *more)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    errors = [line for line in message.splitlines() if "error: " in line]
+    assert len(errors) == 1 and "Traceback" not in message
+    return errors[0]
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    return run(data, tmp_path_factory.mktemp("whole") / "a.jsonl", "--sparse")
+
+
+def test_answers_have_llavas_fields(whole):
+    rows = [json.loads(line) for line in whole.decode().splitlines()]
+    assert len(rows) == QUESTIONS
+    assert set(rows[0]) == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
+
+
+def test_header_states_tokens(data, tmp_path, capsys):
+    run(data, tmp_path / "a.jsonl", "--sparse")
+    assert "576 -> 132" in capsys.readouterr().out
+
+
+def test_a_half_written_line_is_repaired_and_finished_questions_are_kept(data, tmp_path, whole, capsys):
+    answers = tmp_path / "a.jsonl"
+    run(data, answers, "--sparse")
+    lines = whole.splitlines(keepends=True)
+    answers.write_bytes(b"".join(lines[:3]) + lines[3][:17])
+    capsys.readouterr()
+    assert run(data, answers, "--sparse") == whole
+    assert "3 answers are there already" in capsys.readouterr().out
+
+
+def test_batches_equal_single_questions(data, tmp_path, whole):
+    assert run(data, tmp_path / "a.jsonl", "--sparse", "--batch-size", "4") == whole
+
+
+def test_chunks_join_to_the_whole(data, tmp_path, whole):
+    parts = [
+        run(data, tmp_path / f"{k}.jsonl", "--sparse", "--num-chunks", "4", "--chunk-idx", str(k)) for k in range(4)
+    ]
+    assert b"".join(parts) == whole
+
+
+def test_kill_and_resume(data, tmp_path, whole):
+    answers = tmp_path / "a.jsonl"
+    process = subprocess.Popen(
+        command(data, answers, "--sparse"), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not (answers.exists() and answers.stat().st_size) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert run(data, answers, "--sparse") == whole
+
+
+def test_other_settings_are_not_resumed(data, tmp_path, capsys):
+    answers = tmp_path / "a.jsonl"
+    before = run(data, answers, "--sparse")
+    message = refused(capsys, data, answers, "--sparse", "--max_num_trunction", "64")
+    assert "128" in message and "64" in message and "--overwrite" in message
+    assert answers.read_bytes() == before
+
+
+def test_two_writers_are_refused(data, tmp_path, capsys):
+    with AnswersFile(tmp_path / "a.jsonl", {}):
+        assert "another process" in refused(capsys, data, tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--sparse", "--strategy", "drat"], "did you mean dart"),
+        (["--sparse", "--reduction_ratio", "1.5"], "1.5"),
+        (["--sparse", "--reduction_ratio", "0"], "0"),
+        (["--sparse", "--image_token_start_index", "40"], "40 but the input's picture has 35"),
+        (["--sparse", "--image_token_length", "100"], "100 but the input's picture has 576"),
+        (["--conv-mode", "nope"], "nope"),
+        (["--num-chunks", "2", "--chunk-idx", "2"], "--chunk-idx 2"),
+    ],
+)
+def test_bad_flags(data, tmp_path, capsys, flags, expected):
+    assert expected in refused(capsys, data, tmp_path / "a.jsonl", *flags)
+
+
+def test_bad_model_path(data, tmp_path, capsys):
+    flags = ["--model-path", str(tmp_path / "none")]
+    assert str(tmp_path / "none") in refused(capsys, data, tmp_path / "a.jsonl", *flags)
+
+
+def test_a_broken_question_line_is_named(data, tmp_path, capsys):
+    broken = tmp_path / "q.jsonl"
+    broken.write_text((data / "questions.jsonl").read_text().splitlines()[0] + "\n{oops\n")
+    assert "line 2" in refused(capsys, data, tmp_path / "a.jsonl", "--question-file", str(broken))
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated"])
+def test_a_bad_picture_is_named_and_earlier_answers_stay(data, tmp_path, capsys, kind):
+    for path in data.glob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    bad = tmp_path / "2.png"
+    if kind == "missing":
+        bad.unlink()
+    else:
+        bad.write_bytes(bad.read_bytes()[:60])
+    answers = tmp_path / "a.jsonl"
+    assert "2.png" in refused(capsys, data, answers, "--image-folder", str(tmp_path))
+    assert len(answers.read_text().splitlines()) == 2
