@@ -1,0 +1,94 @@
+"""Time of `dart.select` beside a naive loop: `python -m dart.bench.selection [--out FILE]`. The last line is a JSON object."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import dart
+from dart.bench._report import provenance, write_json
+
+SHAPES = {"llava-7b": (620, 576), "next-7b": (2900, 2880)}
+START, WIDTH, HEADS, HEAD_DIM, KEEP = 15, 4096, 32, 128, 128
+WARM_UP = 2
+
+
+def naive(hidden: torch.Tensor, keys: torch.Tensor, visual: list[int], text: list[int], take: int) -> list[int]:
+    """One pivot at a time, one token at a time on the host, as research code is written."""
+    norms = keys.transpose(0, 1).flatten(1).norm(p=1, dim=-1)
+    pivots = sorted(visual, key=lambda p: -float(norms[p]))[:4]
+    texts = sorted(text, key=lambda p: -float(norms[p]))[:4]
+    kept, left = list(pivots), [p for p in visual if p not in set(pivots)]
+    for pivot in pivots + texts:
+        similarity = torch.nn.functional.cosine_similarity(hidden[pivot][None], hidden[left], dim=-1)
+        picked = {left[int(i)] for i in similarity.topk(take, largest=False).indices}
+        kept += picked
+        left = [p for p in left if p not in picked]
+    return sorted(kept)
+
+
+def median_ms(function: Callable[[], object], repeats: int) -> float:
+    times = []
+    for k in range(WARM_UP + repeats):
+        began = time.perf_counter()
+        function()
+        if k >= WARM_UP:
+            times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+def copy_bandwidth(repeats: int) -> float:
+    """Bytes a second of reading one large float32 tensor (the floor's unit)."""
+    tensor = torch.ones(2900 * WIDTH)
+    return tensor.numel() * tensor.element_size() / (median_ms(tensor.sum, repeats) / 1000)
+
+
+def measure(shape: str, dtype: torch.dtype, repeats: int, bandwidth: float) -> dict[str, object]:
+    tokens, visual = SHAPES[shape]
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, WIDTH, generator=generator).to(dtype)
+    keys = torch.randn(HEADS, tokens, HEAD_DIM, generator=generator).to(dtype)
+    mask = torch.zeros(tokens, dtype=torch.bool)
+    mask[START : START + visual] = True
+    row: dict[str, object] = {"shape": shape, "dtype": str(dtype).removeprefix("torch.")}
+    for order in ("norm", "original"):
+        config = dart.DartConfig(keep=KEEP, pivot_order=order)
+        row[f"{order}_ms"] = round(median_ms(lambda c=config: dart.select(hidden, keys, mask, c), repeats), 3)
+    positions = list(range(START, START + visual))
+    text = list(range(START + visual, tokens))
+    take = KEEP // 8
+    row["naive_ms"] = round(median_ms(lambda: naive(hidden, keys, positions, text, take), max(3, repeats // 3)), 3)
+    row["floor_ms"] = round(1000 * 2 * hidden.numel() * hidden.element_size() / bandwidth, 3)
+    row["times_faster"] = round(float(str(row["naive_ms"])) / float(str(row["norm_ms"])), 1)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    for name in args.shapes.split(","):
+        if name not in SHAPES:
+            parser.error(f"unknown shape {name!r}; known: {', '.join(SHAPES)}")
+    bandwidth = copy_bandwidth(args.repeats)
+    dtypes = [getattr(torch, name) for name in args.dtypes.split(",")]
+    rows = [measure(shape, dtype, args.repeats, bandwidth) for shape in args.shapes.split(",") for dtype in dtypes]
+    for values in (list(rows[0]), *(list(row.values()) for row in rows)):
+        print("".join(str(value).ljust(15) for value in values).rstrip())
+    result = {**provenance(), "read_bandwidth_gb_s": round(bandwidth / 1e9, 1), "rows": rows}
+    if args.out:
+        write_json(Path(args.out), result)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
