@@ -25,19 +25,22 @@ def gather_tokens(tensor: torch.Tensor, rows: torch.Tensor, dim: int) -> torch.T
     return tensor.gather(tensor.ndim + dim, index.view(size, count, *tail).expand(shape))
 
 
-def gather_mask(mask: Any, rows: torch.Tensor, columns: torch.Tensor, padded: bool, valid: torch.Tensor | None) -> Any:
+def gather_mask(
+    mask: Any, rows: torch.Tensor, columns: torch.Tensor, past: int, padded: bool, valid: torch.Tensor | None
+) -> Any:
     """The attention mask of the shortened layers.
 
     mask: what the full-length layers use: None, 2-D [B, KV] (flash), 4-D [B|1, 1, Q, KV] bool or
         additive, or a BlockMask.
     rows: [B, n] kept query rows; columns: [B, m] full-length cache position of each shortened cache slot,
         PADDING = empty.
+    past: tokens before this forward's; padded: some slots are empty.
     valid: bool [B, KV] of non-padding positions, used for a BlockMask alone.
     """
     if isinstance(mask, BlockMask):
-        return _block_mask(rows, columns, valid)
+        return _block_mask(torch.where(rows < 0, rows, rows + past), columns, valid)
     if mask is None:
-        return _fresh_mask(rows, columns) if padded else None
+        return _fresh_mask(torch.where(rows < 0, rows, rows + past), columns) if padded else None
     empty = columns < 0
     if mask.ndim == 2:
         return mask.gather(1, columns.clamp_min(0)).masked_fill(empty, 0)

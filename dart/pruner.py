@@ -30,7 +30,7 @@ ATTACHED = "_dart_handle"
 
 @dataclass(frozen=True)
 class PruneReport:
-    """What the last pruned prefill did.
+    """What the last prefill with visual tokens did.
 
     kept: per sample, LongTensor of the kept visual tokens' positions in the row as given (padding included), ascending.
     visual_before, visual_after: visual tokens per sample; tokens_before, tokens_after: row lengths.
@@ -85,6 +85,7 @@ class PruneHandle:
         self._valid: torch.Tensor | None = None
         self._scratch: Cache | None = None
         self._step: _Step | None = None
+        self._ragged = False  # do the rows of this forward keep different numbers of tokens?
         self._hooks: list[Any] = []
         self._attach()
 
@@ -118,6 +119,7 @@ class PruneHandle:
         self._hooks.append(self.adapter.entry(self.model).register_forward_pre_hook(self._enter, **on))
         self._hooks.append(self.decoder.register_forward_pre_hook(self._enter_decoder, **on))
         if layer == 0:
+            self._hooks += [each.register_forward_pre_hook(self._hide_gaps, **on) for each in layers]
             return
         self._hooks.append(layers[layer - 1].register_forward_pre_hook(self._before_keys, **on))
         self._hooks.append(layers[layer].register_forward_pre_hook(self._prune_layer, **on))
@@ -129,12 +131,9 @@ class PruneHandle:
         bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
         arguments = dict(bound.arguments)
         arguments |= arguments.pop("kwargs", {})
-        self._spans, self._step, self._valid, self._scratch = (
-            self.adapter.visual_span_ids(self.model, arguments),
-            None,
-            None,
-            None,
-        )
+        self._spans = self.adapter.visual_span_ids(self.model, arguments)
+        self._step = self._valid = self._scratch = None
+        self._ragged = False
 
     def _enter_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         mask = kwargs.get("attention_mask")
@@ -160,6 +159,7 @@ class PruneHandle:
         if self._spans is not None and length > 1:
             keys = self._keys(cache, past, length)
             rows = self._choose_rows(self.decoder.norm(hidden), keys, past)
+        self._spans = self._scratch = None
         state = self._state_of(cache, past, hidden.shape[0])
         if rows is None and state is None:
             return None
@@ -174,7 +174,15 @@ class PruneHandle:
     def _shorten_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         return None if self._step is None else (args, {**kwargs, **self._step.replace})
 
+    def _hide_gaps(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """At layer 0 the decoder itself is given positions with gaps; see `_gather_positions`."""
+        return (args, {**kwargs, "position_ids": None}) if self._flash and "position_ids" in kwargs else None
+
     # The work behind them.
+
+    @property
+    def _flash(self) -> bool:
+        return "flash" in self.decoder.config._attn_implementation
 
     def _keys(self, cache: Cache | None, past: int, length: int) -> torch.Tensor:
         """[B, heads, S, head_dim] of layer K-1 for this forward's tokens."""
@@ -184,6 +192,8 @@ class PruneHandle:
     def _choose_rows(self, hidden: torch.Tensor, keys: torch.Tensor, past: int) -> torch.Tensor | None:
         """Run the selection for every sample; LongTensor [B, n] of what stays, left-padded; None: all."""
         spans = self._spans.cpu().numpy()
+        if not spans.any():
+            return None
         length = spans.shape[1]
         valid = None if self._valid is None else self._valid[:, past : past + length].cpu().numpy()
         kept, rows = [], []
@@ -199,6 +209,7 @@ class PruneHandle:
         self.last = PruneReport(kept, before, [len(k) for k in kept], length, width, self.config.layer, layers)
         if all(len(r) == length for r in rows):
             return None
+        self._ragged = len({len(r) for r in rows}) > 1
         return torch.stack([nn.functional.pad(r, (width - len(r), 0), value=PADDING) for r in rows])
 
     def _state_of(self, cache: Cache | None, past: int, size: int) -> _Kept | None:
@@ -222,13 +233,7 @@ class PruneHandle:
         new = torch.arange(length, device=like.device).expand(size, -1) if rows is None else rows
         new = torch.where(new < 0, new, new + past)
         old = torch.arange(past, device=like.device).expand(size, -1) if state is None else state.columns
-        padded = bool(state and state.padded)
-        if (
-            rows is not None
-            and self.last is not None
-            and len(set(self.last.visual_after)) + len(set(self.last.visual_before)) > 2
-        ):
-            padded = True
+        padded = bool(state and state.padded) or self._ragged
         return _Kept(torch.cat([old, new], 1), past + length, padded)
 
     def _make_step(
@@ -245,11 +250,12 @@ class PruneHandle:
         if cache is not None:
             self._states[cache] = after
         queries = rows if rows is not None else torch.arange(length, device=hidden.device).expand(hidden.shape[0], -1)
-        columns = after.columns
-        capacity = _capacity(cache, self.config.layer)
-        if capacity is not None:
-            columns = nn.functional.pad(columns, (0, capacity - columns.shape[1]), value=PADDING)
-        mask = gather_mask(kwargs.get("attention_mask"), queries, columns, after.padded, self._valid)
+        columns = _fill(after.columns, _capacity(cache, self.config.layer))
+        mask = kwargs.get("attention_mask")
+        if mask is None and after.padded and self._flash:
+            mask = (columns >= 0).long()
+        else:
+            mask = gather_mask(mask, queries, columns, past, after.padded, self._valid)
         replace: dict[str, Any] = {"attention_mask": mask}
         if rows is not None:
             replace |= self._gather_positions(rows, kwargs)
@@ -261,8 +267,8 @@ class PruneHandle:
             replace["position_embeddings"] = tuple(gather_tokens(t, rows, -2) for t in kwargs["position_embeddings"])
         if kwargs.get("position_ids") is not None:
             replace["position_ids"] = gather_tokens(kwargs["position_ids"], rows, -1)
-            if "flash" in self.decoder.config._attn_implementation:
-                # transformers reads gaps in position_ids as several packed sequences; attention does not need them here.
+            if self._flash:
+                # transformers reads gaps in position_ids as several packed sequences; attention needs none of them.
                 replace["position_ids"] = None
         return replace
 
@@ -279,6 +285,7 @@ class PruneHandle:
         rows = None
         if self._spans is not None and length > 1:
             rows = self._choose_rows(module.norm(embeds), embeds[:, None], past)
+        self._spans = None
         if rows is None and state is None:
             return kwargs
         after = self._advance(rows, state, past, length, embeds)
@@ -288,15 +295,18 @@ class PruneHandle:
         if positions is None:
             positions = (torch.arange(length, device=embeds.device) + past)[None]
         mask = kwargs.get("attention_mask")
-        if mask is None and after.padded:
+        if mask is None and (after.padded or rows is not None):
+            # Without a mask, transformers reads the gaps in the positions as several packed sequences.
             mask = torch.ones(size, after.full, dtype=torch.long, device=embeds.device)
         if mask is not None and mask.ndim == 2:
-            mask = gather_mask(mask, torch.empty(0), after.columns, after.padded, None)
+            mask = gather_mask(mask, torch.empty(0), after.columns, past, after.padded, None)
         elif mask is not None:
+            columns = _fill(after.columns, _capacity(cache, 0))
+            if rows is None and columns.shape[1] == mask.shape[-1]:
+                # Made by `generate` for the cache as it is, already shortened; only the empty slots are missing in it.
+                columns = torch.where(columns < 0, columns, torch.arange(columns.shape[1], device=columns.device))
             queries = torch.arange(length, device=embeds.device).expand(size, -1) if rows is None else rows
-            capacity = _capacity(cache, 0) or after.columns.shape[1]
-            columns = nn.functional.pad(after.columns, (0, capacity - after.columns.shape[1]), value=PADDING)
-            mask = gather_mask(mask, queries, columns, after.padded, None)
+            mask = gather_mask(mask, queries, columns, past, after.padded, None)
         if rows is not None:
             embeds, positions = gather_tokens(embeds, rows, -2), gather_tokens(positions, rows, -1)
         return {**kwargs, "input_ids": None, "inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask}
@@ -315,11 +325,19 @@ def _capacity(cache: Cache | None, layer: int) -> int | None:
     return int(cache.layers[layer].max_cache_len)
 
 
+def _fill(columns: torch.Tensor, capacity: int | None) -> torch.Tensor:
+    """`columns` with empty slots up to a static cache's `capacity`."""
+    return columns if capacity is None else nn.functional.pad(columns, (0, capacity - columns.shape[1]), value=PADDING)
+
+
 def prune(model: nn.Module, config: DartConfig | None = None) -> PruneHandle:
     """Attach DART to `model` and return the handle (also a context manager).
 
-    model: any supported family (see `dart.families`); config: defaults to `DartConfig()`, 128 tokens after layer 2. Nothing
-    changes but what the decoder layers from `config.layer` on are given in a forward with visual tokens. Raises TypeError
-    for an unknown model, ValueError when the model is pruned already.
+    model: any supported family (see `dart.families`); config: defaults to `DartConfig()`, 128 tokens after layer 2.
+    Nothing changes but what the decoder layers from `config.layer` on are given, from a forward with visual tokens on.
+    The logits of such a prefill have one row per token that is left. Raises TypeError for an unknown model or config,
+    ValueError when the model is pruned already.
     """
+    if config is not None and not isinstance(config, DartConfig):
+        raise TypeError(f"config must be a dart.DartConfig, got {type(config).__name__}")
     return PruneHandle(model, DartConfig() if config is None else config)

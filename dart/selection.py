@@ -75,11 +75,6 @@ def select_row(
         start = int(valid.argmax())
         moved = None if pivots is None else [p - start for p in pivots]
         return select_row(hidden[start:], keys[:, start:], spans[start:], valid[start:], config, moved) + start
-    if valid is not None and (padding := int(valid.argmax())):
-        # The original's visiting order follows the positions' values: count them from the row's first real token.
-        cut = slice(padding, None)
-        forced = None if pivots is None else [p - padding for p in pivots]
-        return padding + select_row(hidden[cut], keys[:, cut], spans[cut], valid[cut], config, forced)
     device = hidden.device
     visual = np.flatnonzero(spans)
     if visual.size == 0:
