@@ -9,7 +9,7 @@ import torch
 from llava_golden import DART, IMAGE_START, IMAGE_TOKENS, RECORD, cache_lengths, loaded, sample, tensors
 
 TOLERANCE = 1e-4
-FP16_TOLERANCE = 0.05  # float16 sums are ordered differently by other versions of torch's kernels
+FP16_TOLERANCE = 0.1  # logits reach 10; float16 sums are ordered differently by other versions of torch's kernels
 NEW_TOKENS = 16
 RUNS = RECORD["runs"]
 WRONG_START = ("dart128-start40-sdpa", "dart128-start90-sdpa")
