@@ -15,8 +15,8 @@ OUTLINE = (255, 120, 0)
 def draw_kept(image: Image.Image, kept: Sequence[int], grid: tuple[int, int]) -> Image.Image:
     """An RGB picture of `image` on its patch grid.
 
-    image: the picture as the vision tower sees it (padded to a square where the model pads); kept: patch numbers in reading
-    order, 0 .. rows * columns - 1; grid: (rows, columns). Raises ValueError for a patch outside the grid.
+    image: the picture as the vision tower sees it (padded to a square where the model pads); kept: patch numbers in
+    reading order, 0 .. rows * columns - 1; grid: (rows, columns). Raises ValueError for a patch outside the grid.
     """
     rows, columns = grid
     if outside := [k for k in kept if not 0 <= k < rows * columns]:

@@ -1,4 +1,4 @@
-"""The demo: TextVQA-style questions with and without DART on the embedded model, prefill times, and one picture of the kept patches.
+"""The demo: questions with and without DART on the embedded model, prefill times, a picture of the kept patches.
 
 The last line of the output is a JSON object with the figures.
 """
@@ -61,7 +61,8 @@ def main() -> None:
     tokenizer, model, processor, _ = load_pretrained_model(str(CHECKPOINT), device="cpu")
     question = next(read_lines(DATA / "llava_textvqa_val_v051_ocr.jsonl"))
     image = load_image(str(DATA / "train_images" / question["image"]))
-    ids = tokenizer_image_token(build_prompt(question["text"], model.config, "vicuna_v1"), tokenizer, return_tensors="pt")[None]
+    prompt = build_prompt(question["text"], model.config, "vicuna_v1")
+    ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None]
     pixels = process_images([image], processor, model.config)
     config = dart.DartConfig(keep=int(TOKENS), pivot_order="original")
     before, after = prefill_ms(model, ids, pixels, config)

@@ -1,4 +1,4 @@
-"""Time of `dart.select` beside a naive loop: `python -m dart.bench.selection [--out FILE]`. The last line is a JSON object."""
+"""Time of `dart.select` beside a naive loop: `python -m dart.bench.selection [--out FILE]`; JSON last line."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ def measure(shape: str, dtype: torch.dtype, repeats: int, bandwidth: float) -> d
     row: dict[str, object] = {"shape": shape, "dtype": str(dtype).removeprefix("torch.")}
     for order in ("norm", "original"):
         config = dart.DartConfig(keep=KEEP, pivot_order=order)
-        row[f"{order}_ms"] = round(median_ms(lambda c=config: dart.select(hidden, keys, mask, c), repeats), 3)
+        row[f"{order}_ms"] = round(median_ms(partial(dart.select, hidden, keys, mask, config), repeats), 3)
     positions = list(range(START, START + visual))
     text = list(range(START + visual, tokens))
     take = KEEP // 8
@@ -82,7 +83,8 @@ def main() -> None:
     bandwidth = copy_bandwidth(args.repeats)
     dtypes = [getattr(torch, name) for name in args.dtypes.split(",")]
     rows = [measure(shape, dtype, args.repeats, bandwidth) for shape in args.shapes.split(",") for dtype in dtypes]
-    for values in (list(rows[0]), *(list(row.values()) for row in rows)):
+    table: list[list[object]] = [list(rows[0]), *(list(row.values()) for row in rows)]
+    for values in table:
         print("".join(str(value).ljust(15) for value in values).rstrip())
     result = {**provenance(), "read_bandwidth_gb_s": round(bandwidth / 1e9, 1), "rows": rows}
     if args.out:

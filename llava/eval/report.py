@@ -9,6 +9,14 @@ from typing import Any
 from llava.eval.answers import write_json
 
 
+def parts_of(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """Table rows of the figures' parts (POPE's categories, MME's subtasks), or the figures themselves."""
+    for name, parts in figures.items():
+        if isinstance(parts, dict) and all(isinstance(part, dict) for part in parts.values()):
+            return [{name: part, **values} for part, values in parts.items()]
+    return [figures]
+
+
 def emit(figures: dict[str, Any], rows: list[dict[str, Any]], out: str | None) -> None:
     """rows: the table, one dict a line with equal keys; out: also write the figures to this file."""
     if rows:

@@ -9,7 +9,7 @@ from llava.cli_errors import exits_cleanly
 from llava.eval import tasks
 from llava.eval.answers import read_lines
 from llava.eval.loop import add_loop_arguments, run
-from llava.eval.report import emit
+from llava.eval.report import emit, parts_of
 
 
 @exits_cleanly
@@ -19,14 +19,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="folder that holds the benchmarks' folders")
     parser.add_argument("--out", help="write the figures to this file")
     add_loop_arguments(parser, files=False)
+    parser.set_defaults(max_new_tokens=None)
     args = parser.parse_args(argv)
     task = tasks.get(args.task)
     files = task.examples(Path(args.data))
     args.question_file, args.image_folder = str(files.questions), str(files.images)
+    args.max_new_tokens = args.max_new_tokens or task.max_new_tokens
     run(args)
     if args.num_chunks > 1:
         return
-    emit(task.score(Path(args.data), list(read_lines(Path(args.answers_file)))), [], args.out)
+    figures = task.score(Path(args.data), list(read_lines(Path(args.answers_file))))
+    emit(figures, parts_of(figures), args.out)
 
 
 if __name__ == "__main__":

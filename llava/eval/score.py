@@ -8,7 +8,7 @@ from pathlib import Path
 from llava.cli_errors import exits_cleanly
 from llava.eval import tasks
 from llava.eval.answers import read_lines
-from llava.eval.report import emit
+from llava.eval.report import emit, parts_of
 
 
 @exits_cleanly
@@ -19,7 +19,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--answers-file", required=True)
     parser.add_argument("--out")
     args = parser.parse_args(argv)
-    emit(tasks.get(args.task).score(Path(args.data), list(read_lines(Path(args.answers_file)))), [], args.out)
+    figures = tasks.get(args.task).score(Path(args.data), list(read_lines(Path(args.answers_file))))
+    emit(figures, parts_of(figures), args.out)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ MEAN_COLOR = tuple(int(255 * m) for m in CLIP_MEAN)
 
 @dataclass
 class Texts:
-    """The text side of a batch. `ids` and `labels` int64 [B, T]; `positions` int64 [B, T]; `mask` bool [B, 1, N+T, N+T].
+    """The text of a batch: `ids`, `labels`, `positions` int64 [B, T]; `mask` bool [B, 1, N+T, N+T].
 
     Every question sees the prefix, the picture and itself, at the positions it would have alone.
     """

@@ -1,8 +1,9 @@
 """The code that tower and language model are taught to share.
 
-Every fact about a patch (its colour, what it belongs to, a digit, a position ...) owns one direction of an orthonormal basis of the
-language model's embedding space. The tower learns to write these directions, the language model learns to read them, and the word
-embeddings of the same facts start from the same directions; so both sides can be trained apart and then together.
+Every fact about a patch (its colour, what it belongs to, a digit, a position ...) owns one direction of an orthonormal
+basis of the language model's embedding space. The tower learns to write these directions, the language model learns to
+read them, and the word embeddings of the same facts start from the same directions; so both sides can be trained apart
+and then together.
 """
 
 from __future__ import annotations

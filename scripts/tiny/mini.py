@@ -68,7 +68,7 @@ def make_textvqa(out: Path, rng: random.Random) -> None:
 
 
 def make_pope(out: Path, rng: random.Random) -> None:
-    """Per category as many Yes as No; absent objects random, popular (half of it occurs) or adversarial (both halves occur)."""
+    """Per category as many Yes as No; see `questions.absent_thing` for what is asked that is not there."""
     rows = []
     for category in POPE_CATEGORIES:
         makers = [

@@ -58,7 +58,7 @@ class TinyLlava(nn.Module):
         )
 
     def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float [B, 3, 336, 336] -> [B, 576, WIDTH]: what the language model sees, through the layer that LLaVA selects."""
+        """float [B, 3, 336, 336] -> [B, 576, WIDTH]: what the language model sees of a picture."""
         hidden = self.tower(pixels, output_hidden_states=True).hidden_states[SELECT_LAYER]
         return self.projector(hidden[:, 1:])
 

@@ -62,7 +62,10 @@ def ask_number(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def absent_thing(scene: Scene, rng: random.Random, how: str) -> tuple[str, str] | None:
-    """(color, kind) that the scene lacks; `adversarial`: both colour and shape occur, but not together; `popular`: one of them occurs."""
+    """(color, kind) that the scene lacks.
+
+    `adversarial`: colour and kind both occur, but not together; `popular`: one of them occurs.
+    """
     have = {(t.color, t.kind) for t in scene.things}
     colors, kinds = {c for c, _ in have}, {k for _, k in have}
     pairs = [(c, k) for c in COLORS for k in (*SHAPES, SIGN) if (c, k) not in have]

@@ -1,4 +1,4 @@
-"""The tiny model's sentencepiece tokenizer: vicuna_v1's prefix is 35 tokens (with BOS), every word of the questions is one token."""
+"""The tiny model's sentencepiece tokenizer: vicuna_v1's prefix is 35 tokens with BOS, every word one token."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Train the tiny model in three stages: `tower` (dense patch codes), `llm` (questions about codes), `joint` (pictures, everything).
+"""Train the tiny model in stages: `tower` (patch codes), `llm` (questions about codes), `joint` (pictures, questions).
 
-The first two are independent and may run side by side. Each stage is seeded, writes `<work>/<stage>.pt` every few minutes and resumes
-from it; `--minutes` ends a stage cleanly with its learning rate decayed to zero over that time.
+The first two are independent and may run side by side. Each stage is seeded, writes `<work>/<stage>.pt` every few
+minutes and resumes from it; `--minutes` ends a stage with its learning rate decayed over that time. `export` writes the
+checkpoint in LLaVA's layout.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ class Stage:
 
 
 def dense_loss(features: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    """Projected patches [B, 576, WIDTH] against the scene's codes [B, 576, COORDINATES]: weighted squared error in the basis."""
+    """Projected patches [B, 576, WIDTH] against codes [B, 576, COORDINATES]: weighted squared error in the basis."""
     weight = torch.ones(COORDINATES)
     weight[OFFSETS["center"]] = CENTER_WEIGHT
     weight[OFFSETS["digit"] : OFFSETS["center"]] = DIGIT_WEIGHT
@@ -141,7 +142,7 @@ def tower_loss(model: TinyLlava, args: argparse.Namespace):
 
 
 def llm_loss(model: TinyLlava, packer: Packer, args: argparse.Namespace):
-    """Questions about codes; a curriculum of patches (a coarse grid first) and objects; noise stands for a tower's mistakes."""
+    """Questions about codes: few patches and objects first; noise stands for a tower's mistakes."""
     directions = basis(WIDTH)
 
     def loss_of(rng: random.Random, progress: float):

@@ -1,6 +1,6 @@
 """The synthetic world of the tiny model: coloured shapes and number signs, their pictures and their per-patch labels.
 
-A scene is described in the coordinates of the model's view, a square of side 1: the picture padded to a square as LLaVA does.
+A scene is described in the coordinates of the model's view: the picture padded to a square of side 1, as LLaVA does.
 """
 
 from __future__ import annotations
