@@ -81,7 +81,6 @@ def select_row(
         return torch.empty(0, dtype=torch.long, device=device)
     after = np.arange(visual[-1] + 1, spans.size)
     text = after if valid is None else after[valid[after]]
-    flat = keys.transpose(0, 1).flatten(1)
     strategy = strategies.get(config.strategy)
     kept = []
     for positions, budget in _pools(visual, spans, config):
@@ -95,7 +94,7 @@ def select_row(
             count, images, takes = counts.plan(positions.size, budget)
         pool_visual, pool_text = torch.from_numpy(positions).to(device), torch.from_numpy(text).to(device)
         if count < positions.size:
-            pool_visual = strategy(Pool(hidden, flat, pool_visual, pool_text, count, images, takes, forced), config)
+            pool_visual = strategy(Pool(hidden, keys, pool_visual, pool_text, count, images, takes, forced), config)
         kept.append(pool_visual)
     return torch.cat(kept).sort().values
 

@@ -15,7 +15,7 @@ from dart.config import DartConfig
 class Pool:
     """The visual tokens of one sample that share one budget, and the text behind them.
 
-    hidden: [S, D] final-norm hidden states of the sample; keys: [S, heads * head_dim] (or None at layer 0).
+    hidden: [S, D] final-norm hidden states of the sample; keys: [H, S, Dh] keys after RoPE.
     visual: LongTensor [N], ascending positions; text: LongTensor [M], positions of the text after the picture.
     kept: tokens to keep (< N); image_pivots: pivots among the visual tokens; takes: tokens each visited pivot takes.
     forced: pivots in visiting order, or None.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import cosine_similarity, normalize
+from torch.nn.functional import normalize
 
 from dart.config import DartConfig
 from dart.strategies.base import Pool, register
@@ -11,10 +11,9 @@ from dart.strategies.base import Pool, register
 COSINE_EPS = 1e-8
 
 
-def largest_norms(keys: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` of `positions` [N] with the largest L1 key norm, falling. keys: [S, C]; summed in their dtype."""
-    norms = keys.index_select(0, positions).norm(p=1, dim=-1)
-    return positions[norms.topk(count).indices]
+def largest_norms(norms: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` of `positions` [N] with the largest of `norms` [S], falling."""
+    return positions[norms.index_select(0, positions).topk(count).indices]
 
 
 def visiting_order(pivots: torch.Tensor, order: str) -> torch.Tensor:
@@ -31,15 +30,21 @@ def similarities(hidden: torch.Tensor, pivots: torch.Tensor, visual: torch.Tenso
     step in the model's own half precision, as the research code does: with thousands of near ties there, only the same
     rounding gives the same tokens.
     """
-    rows = hidden.index_select(0, visual)
-    if faithful and hidden.dtype != torch.float32:
-        return torch.stack([cosine_similarity(hidden[p][None], rows, dim=-1, eps=COSINE_EPS) for p in pivots])
+    half = hidden.dtype != torch.float32
+    if faithful and half:
+        rows = normalize(hidden.index_select(0, visual), dim=-1, eps=COSINE_EPS)
+        chosen = normalize(hidden.index_select(0, pivots), dim=-1, eps=COSINE_EPS)
+        return torch.stack([(row * rows).sum(-1) for row in chosen])
     chosen = normalize(hidden.index_select(0, pivots).float(), dim=-1, eps=COSINE_EPS)
-    if hidden.dtype == torch.float32:
-        return (chosen @ rows.T) / rows.norm(dim=-1).clamp_min(COSINE_EPS)
-    # Keep the big operand in half precision: the product accumulates in float32 and the row norms divide afterwards.
-    products = (chosen.to(hidden.dtype) @ rows.T).float()
-    return products / rows.norm(dim=-1, dtype=torch.float32).clamp_min(COSINE_EPS)
+    # All of `hidden` is multiplied where it lies: picking the visual rows first would copy the largest operand. It stays
+    # in half precision; the product accumulates in float32, and the norms divide afterwards.
+    products = (chosen.to(hidden.dtype) @ hidden.T).float() / _row_norms(hidden).clamp_min(COSINE_EPS)
+    return products.index_select(-1, visual)
+
+
+def _row_norms(hidden: torch.Tensor) -> torch.Tensor:
+    """float32 L2 norms [S] of the rows of `hidden` [S, D]."""
+    return torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
 
 
 @register("dart")
@@ -48,13 +53,15 @@ class Dart:
 
     def __call__(self, pool: Pool, config: DartConfig) -> torch.Tensor:
         visual = pool.visual
+        # The paper's K-norm: L1 over heads and dimensions, in the keys' dtype.
+        norms = torch.linalg.vector_norm(pool.keys, 1, dim=(0, 2))
         if pool.forced is not None:
             pivots = torch.tensor(pool.forced, dtype=torch.long, device=visual.device)
             own = visual[torch.isin(visual, pivots).int().topk(pool.image_pivots).indices]
         else:
-            own = largest_norms(pool.keys, visual, pool.image_pivots)
+            own = largest_norms(norms, visual, pool.image_pivots)
             texts = len(pool.takes) - pool.image_pivots
-            pivots = visiting_order(torch.cat([own, largest_norms(pool.keys, pool.text, texts)]), config.pivot_order)
+            pivots = visiting_order(torch.cat([own, largest_norms(norms, pool.text, texts)]), config.pivot_order)
         left = _drop(visual, torch.isin(visual, own), own.numel())
         scores = similarities(pool.hidden, pivots, left, faithful=config.pivot_order == "original")
         kept = [own]
