@@ -158,8 +158,8 @@ def test_a_broken_question_line_is_named(data, tmp_path, capsys):
     assert "line 2" in refused(capsys, data, tmp_path / "a.jsonl", "--question-file", str(broken))
 
 
-@pytest.mark.parametrize("kind", ["missing", "truncated"])
-def test_a_bad_picture_is_named_and_earlier_answers_stay(data, tmp_path, capsys, kind):
+@pytest.mark.parametrize(("kind", "batch"), [("missing", "1"), ("missing", "4"), ("truncated", "1")])
+def test_a_bad_picture_is_named_and_earlier_answers_stay(data, tmp_path, capsys, kind, batch):
     for path in data.glob("*.png"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     bad = tmp_path / "2.png"
@@ -168,5 +168,5 @@ def test_a_bad_picture_is_named_and_earlier_answers_stay(data, tmp_path, capsys,
     else:
         bad.write_bytes(bad.read_bytes()[:60])
     answers = tmp_path / "a.jsonl"
-    assert "2.png" in refused(capsys, data, answers, "--image-folder", str(tmp_path))
+    assert "2.png" in refused(capsys, data, answers, "--image-folder", str(tmp_path), "--batch-size", batch)
     assert len(answers.read_text().splitlines()) == 2
