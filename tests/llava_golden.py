@@ -25,9 +25,13 @@ def tensors() -> dict[str, torch.Tensor]:
     return load_file(GOLDEN / "llava15.safetensors")
 
 
-@functools.cache
 def loaded(attention: str = "sdpa", dtype: str = "float32") -> tuple[Any, Any, Any, int]:
     """(tokenizer, model, image_processor, context_len); shared, so a test leaves `DART_config` as it found it."""
+    return _loaded(attention, dtype)
+
+
+@functools.cache
+def _loaded(attention: str, dtype: str) -> tuple[Any, Any, Any, int]:
     return load_pretrained_model(
         str(CHECKPOINT), None, "tiny", device="cpu", attn_implementation=attention, torch_dtype=dtype
     )

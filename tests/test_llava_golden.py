@@ -1,4 +1,4 @@
-"""The recorded LLaVA-1.5 runs of the research code, from the checkpoint on disk through our loader and preprocessing."""
+"""The recorded LLaVA-1.5 runs of the research code, from the checkpoint on disk through our own preprocessing."""
 
 from __future__ import annotations
 

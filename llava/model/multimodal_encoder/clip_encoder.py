@@ -21,7 +21,9 @@ class CLIPVisionTower(nn.Module):
         self.select_layer, self.select_feature = select_layer, select_feature
         self.vision_tower: CLIPVisionModel | None = None
         if vision_config is not None:
-            self.vision_tower = CLIPVisionModel._from_config(CLIPVisionConfig(**vision_config))
+            # The tower follows the language model, not the dtype that its own folder was saved in.
+            dtype = torch.get_default_dtype()
+            self.vision_tower = CLIPVisionModel._from_config(CLIPVisionConfig(**vision_config), dtype=dtype)
 
     @property
     def is_loaded(self) -> bool:
