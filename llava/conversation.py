@@ -132,13 +132,10 @@ conv_templates: dict[str, Conversation] = {
 default_conversation = conv_templates["vicuna_v1"]
 
 
-def get_conversation(name: str) -> Conversation:
+def get_template(name: str) -> Conversation:
     """A fresh conversation from the template `name`. Raises ValueError listing the templates."""
     if name not in conv_templates:
         raise ValueError(
             f"unknown conversation template {name!r} (--conv-mode); known: {', '.join(sorted(conv_templates))}"
         )
     return conv_templates[name].copy()
-
-
-get_template = get_conversation

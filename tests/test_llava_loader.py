@@ -13,7 +13,7 @@ from llava_golden import CHECKPOINT, GOLDEN, RECORD, loaded, sample, tensors
 from PIL import Image
 from safetensors.torch import save_file
 
-from llava.conversation import conv_templates, get_conversation
+from llava.conversation import conv_templates, get_template
 from llava.mm_utils import (
     KeywordsStoppingCriteria,
     expand2square,
@@ -232,7 +232,7 @@ def test_vicuna_v1_is_the_recorded_prompt(name):
 
 
 def _prompt(template: str, *turns: str) -> str:
-    conversation = get_conversation(template)
+    conversation = get_template(template)
     for k, text in enumerate([*turns, None]):
         conversation.append_message(conversation.roles[k % 2], text)
     return conversation.get_prompt()
@@ -259,5 +259,5 @@ def test_templates(template, end):
 
 def test_unknown_template_lists_the_known():
     with pytest.raises(ValueError, match="vicuna_v2.*vicuna_v1"):
-        get_conversation("vicuna_v2")
+        get_template("vicuna_v2")
     assert {"v1", "llava_v1", "llava_llama_2", "chatml_direct"} <= set(conv_templates)

@@ -144,8 +144,6 @@ class LlavaMetaForCausalLM:
         side = padding_side or getattr(self.config, "tokenizer_padding_side", "right")
         return self._collate(rows, past, labels is not None, side)
 
-    merge_images = merge
-
     def _merge_row(self, ids: torch.Tensor, labels: torch.Tensor | None, features: Any) -> _Row:
         """One row without padding: its text embeddings with the next pictures in place."""
         places = (ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist()
