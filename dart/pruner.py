@@ -71,7 +71,7 @@ class _Step:
 
 
 class PruneHandle:
-    """Pruning attached to one model: `remove()` it, or use it in a `with` statement. `last`: the last prefill's report."""
+    """Pruning attached to one model: `remove()` it, or use it in a `with`. `last`: the last prefill's report."""
 
     def __init__(self, model: nn.Module, config: DartConfig):
         self.model, self.config = model, config

@@ -36,8 +36,8 @@ def similarities(hidden: torch.Tensor, pivots: torch.Tensor, visual: torch.Tenso
         chosen = normalize(hidden.index_select(0, pivots), dim=-1, eps=COSINE_EPS)
         return torch.stack([(row * rows).sum(-1) for row in chosen])
     chosen = normalize(hidden.index_select(0, pivots).float(), dim=-1, eps=COSINE_EPS)
-    # All of `hidden` is multiplied where it lies: picking the visual rows first would copy the largest operand. It stays
-    # in half precision; the product accumulates in float32, and the norms divide afterwards.
+    # All of `hidden` is multiplied where it lies: picking the visual rows first would copy the largest operand. It
+    # stays in half precision; the product accumulates in float32, and the norms divide afterwards.
     products = (chosen.to(hidden.dtype) @ hidden.T).float() / _row_norms(hidden).clamp_min(COSINE_EPS)
     return products.index_select(-1, visual)
 
@@ -54,7 +54,7 @@ class Dart:
     def __call__(self, pool: Pool, config: DartConfig) -> torch.Tensor:
         visual = pool.visual
         # The paper's K-norm: L1 over heads and dimensions, in the keys' dtype.
-        norms = torch.linalg.vector_norm(pool.keys, 1, dim=(0, 2))
+        norms = pool.keys.abs().sum((0, 2))
         if pool.forced is not None:
             pivots = torch.tensor(pool.forced, dtype=torch.long, device=visual.device)
             own = visual[torch.isin(visual, pivots).int().topk(pool.image_pivots).indices]
