@@ -76,7 +76,7 @@ class PruneHandle:
     def __init__(self, model: nn.Module, config: DartConfig):
         self.model, self.config = model, config
         self.adapter = adapter_for(model)
-        self.decoder = self.adapter.decoder(model)
+        self.decoder: Any = self.adapter.decoder(model)
         if getattr(self.decoder, ATTACHED, None) is not None:
             raise ValueError("this model is pruned already: remove the first handle before calling dart.prune again")
         self.last: PruneReport | None = None
@@ -158,7 +158,7 @@ class PruneHandle:
         rows = None
         if self._spans is not None and length > 1:
             keys = self._keys(cache, past, length)
-            rows = self._choose_rows(self.decoder.norm(hidden), keys, past)
+            rows = self._choose_rows(self._spans.cpu().numpy(), self.decoder.norm(hidden), keys, past)
         self._spans = self._scratch = None
         state = self._state_of(cache, past, hidden.shape[0])
         if rows is None and state is None:
@@ -186,12 +186,13 @@ class PruneHandle:
 
     def _keys(self, cache: Cache | None, past: int, length: int) -> torch.Tensor:
         """[B, heads, S, head_dim] of layer K-1 for this forward's tokens."""
-        source = cache if cache is not None else self._scratch
+        source: Any = cache if cache is not None else self._scratch
         return source.layers[self.config.layer - 1].keys[:, :, past : past + length]
 
-    def _choose_rows(self, hidden: torch.Tensor, keys: torch.Tensor, past: int) -> torch.Tensor | None:
+    def _choose_rows(
+        self, spans: np.ndarray, hidden: torch.Tensor, keys: torch.Tensor, past: int
+    ) -> torch.Tensor | None:
         """Run the selection for every sample; LongTensor [B, n] of what stays, left-padded; None: all."""
-        spans = self._spans.cpu().numpy()
         if not spans.any():
             return None
         length = spans.shape[1]
@@ -214,7 +215,7 @@ class PruneHandle:
 
     def _state_of(self, cache: Cache | None, past: int, size: int) -> _Kept | None:
         state = None if cache is None else self._states.get(cache)
-        if state is None:
+        if cache is None or state is None:
             return None
         if state.full != past:  # the cache was reset, cropped or filled anew
             if past == 0:
@@ -276,7 +277,7 @@ class PruneHandle:
         """K = 0: the whole text model sees the shorter input; positions go on from the unpruned length."""
         embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
         if embeds is None:
-            embeds = module.embed_tokens(kwargs["input_ids"])
+            embeds = self.decoder.embed_tokens(kwargs["input_ids"])
         size, length = embeds.shape[:2]
         stored = 0 if cache is None else int(cache.get_seq_length(0))
         known = None if cache is None else self._states.get(cache)
@@ -284,7 +285,7 @@ class PruneHandle:
         state = self._state_of(cache, past, size)
         rows = None
         if self._spans is not None and length > 1:
-            rows = self._choose_rows(module.norm(embeds), embeds[:, None], past)
+            rows = self._choose_rows(self._spans.cpu().numpy(), self.decoder.norm(embeds), embeds[:, None], past)
         self._spans = None
         if rows is None and state is None:
             return kwargs
@@ -322,7 +323,8 @@ def _capacity(cache: Cache | None, layer: int) -> int | None:
     """The fixed length of a static cache's layer, None for a growing one."""
     if cache is None or not cache.is_compileable:
         return None
-    return int(cache.layers[layer].max_cache_len)
+    static: Any = cache.layers[layer]
+    return int(static.max_cache_len)
 
 
 def _fill(columns: torch.Tensor, capacity: int | None) -> torch.Tensor:

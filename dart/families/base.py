@@ -16,15 +16,15 @@ class Adapter(Protocol):
         """Is `model` of this family?"""
         ...
 
-    def entry(self, model: nn.Module) -> nn.Module:
+    def entry(self, model: Any) -> Any:
         """The module whose forward arguments tell where the visual tokens are."""
         ...
 
-    def decoder(self, model: nn.Module) -> nn.Module:
+    def decoder(self, model: Any) -> Any:
         """The text model: has `.layers`, `.norm` and `.config`; takes inputs_embeds."""
         ...
 
-    def visual_span_ids(self, model: nn.Module, arguments: dict[str, Any]) -> torch.Tensor | None:
+    def visual_span_ids(self, model: Any, arguments: dict[str, Any]) -> torch.Tensor | None:
         """LongTensor [B, S] for the entry's arguments: 0 = text, k = the k-th visual span; None: no visual."""
         ...
 

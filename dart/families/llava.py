@@ -21,13 +21,13 @@ class LlavaOriginal:
     def matches(self, model: nn.Module) -> bool:
         return getattr(getattr(model, "config", None), "model_type", None) == "llava_llama"
 
-    def entry(self, model: nn.Module) -> nn.Module:
+    def entry(self, model: Any) -> Any:
         return model.model
 
-    def decoder(self, model: nn.Module) -> nn.Module:
+    def decoder(self, model: Any) -> Any:
         return model.model
 
-    def visual_span_ids(self, model: nn.Module, arguments: dict[str, Any]) -> torch.Tensor | None:
+    def visual_span_ids(self, model: Any, arguments: dict[str, Any]) -> torch.Tensor | None:
         return arguments.get("visual_span_ids")
 
 
@@ -38,13 +38,13 @@ class LlavaTransformers:
     def matches(self, model: nn.Module) -> bool:
         return getattr(getattr(model, "config", None), "model_type", None) == "llava"
 
-    def entry(self, model: nn.Module) -> nn.Module:
+    def entry(self, model: Any) -> Any:
         return model.model
 
-    def decoder(self, model: nn.Module) -> nn.Module:
+    def decoder(self, model: Any) -> Any:
         return model.model.language_model
 
-    def visual_span_ids(self, model: nn.Module, arguments: dict[str, Any]) -> torch.Tensor | None:
+    def visual_span_ids(self, model: Any, arguments: dict[str, Any]) -> torch.Tensor | None:
         ids = arguments.get("input_ids")
         if ids is None or ids.shape[1] == 1:
             return None
