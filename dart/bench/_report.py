@@ -22,6 +22,12 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def _module() -> str:
+    """The module that was started with `python -m`, else the script's name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec is not None else Path(sys.argv[0]).name
+
+
 def provenance() -> dict[str, Any]:
     """Command, commit, hardware, versions and time of this process."""
     root = Path(__file__).resolve().parents[2]
@@ -30,7 +36,7 @@ def provenance() -> dict[str, Any]:
     if torch.cuda.is_available():
         hardware += f", {torch.cuda.get_device_name()}"
     return {
-        "command": " ".join(["python", "-m", sys.argv[0].rpartition("/")[2].removesuffix(".py"), *sys.argv[1:]]),
+        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
         "commit": git.stdout.strip() or "unknown",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "hardware": hardware,
