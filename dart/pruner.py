@@ -66,7 +66,6 @@ class _Step:
     """One forward's gathered inputs, shared by the layers >= K. rows: [B, n], None when this forward drops nothing."""
 
     rows: torch.Tensor | None
-    mask: Any
     replace: dict[str, Any]
 
 
@@ -260,17 +259,15 @@ class PruneHandle:
         replace: dict[str, Any] = {"attention_mask": mask}
         if rows is not None:
             replace |= self._gather_positions(rows, kwargs)
-        return _Step(rows, mask, replace)
+        return _Step(rows, replace)
 
     def _gather_positions(self, rows: torch.Tensor, kwargs: dict) -> dict[str, Any]:
         replace: dict[str, Any] = {}
         if kwargs.get("position_embeddings") is not None:
             replace["position_embeddings"] = tuple(gather_tokens(t, rows, -2) for t in kwargs["position_embeddings"])
         if kwargs.get("position_ids") is not None:
-            replace["position_ids"] = gather_tokens(kwargs["position_ids"], rows, -1)
-            if self._flash:
-                # transformers reads gaps in position_ids as several packed sequences; attention needs none of them.
-                replace["position_ids"] = None
+            # transformers reads gaps in position_ids as several packed sequences; flash attention needs none of them.
+            replace["position_ids"] = None if self._flash else gather_tokens(kwargs["position_ids"], rows, -1)
         return replace
 
     def _prune_embeddings(self, module: nn.Module, kwargs: dict) -> dict:

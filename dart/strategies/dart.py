@@ -65,7 +65,7 @@ class Dart:
         left = _drop(visual, torch.isin(visual, own), own.numel())
         scores = similarities(pool.hidden, pivots, left, faithful=config.pivot_order == "original")
         kept = [own]
-        for row, take in zip(range(len(pool.takes)), pool.takes, strict=True):
+        for row, take in enumerate(pool.takes):
             # Ties are torch.topk's over the tokens that are left, in ascending order, as in the research code.
             picks = (-scores[row]).topk(take).indices
             kept.append(left[picks])

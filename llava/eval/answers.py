@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dart.bench._report import write_json
 from llava.cli_errors import UserError
 
 Key = tuple[str, str]
@@ -63,14 +64,6 @@ def finished(path: Path) -> Counter[Key]:
             )
         done[key_of(row["question_id"], row["prompt"])] += 1
     return done
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 class AnswersFile:

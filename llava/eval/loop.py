@@ -162,15 +162,17 @@ def _collate(examples: list[Example | UserError]) -> tuple[Batch | None, UserErr
     return (pad_sequence(list(ids), **left), pad_sequence(masks, **left), torch.cat(pixels)), error
 
 
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """`generate`'s arguments for --temperature and --top_p; a temperature of 0 is greedy."""
+    if args.temperature > 0:
+        return {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
+    return {"do_sample": False}
+
+
 def generate(loaded: Loaded, batch: Batch, args: argparse.Namespace) -> list[str]:
     """The answers of one batch."""
     model, tokenizer = loaded.model, loaded.tokenizer
     ids, mask, pixels = (t.to(model.device) for t in batch)
-    sampling = (
-        {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
-        if args.temperature > 0
-        else {"do_sample": False}
-    )
     out = model.generate(
         ids,
         images=pixels.to(model.dtype),
@@ -178,7 +180,7 @@ def generate(loaded: Loaded, batch: Batch, args: argparse.Namespace) -> list[str
         num_beams=args.num_beams,
         max_new_tokens=args.max_new_tokens,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        **sampling,
+        **sampling_of(args),
     )
     return [text.strip() for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
 
@@ -204,7 +206,7 @@ def settings_of(args: argparse.Namespace, mapping: dict[str, Any] | None) -> dic
     }
 
 
-def _describe(loaded: Loaded, args: argparse.Namespace) -> str:
+def _describe(loaded: Loaded) -> str:
     handle = loaded.model.dart_handle
     if handle is None or handle.last is None:
         return "strategy: none, all vision tokens kept"
@@ -256,7 +258,7 @@ def run(args: argparse.Namespace, loaded: Loaded | None = None) -> int:
                 check_first_span(loaded, batch, args)
             texts = generate(loaded, batch, args)
             if at == 0:
-                bar.write(_describe(loaded, args), file=sys.stdout)
+                bar.write(_describe(loaded), file=sys.stdout)
             for question, text in zip(todo[at : at + len(texts)], texts, strict=True):
                 answers.append(
                     {

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answers import write_json
+from dart.bench._report import write_json
 
 
 def parts_of(figures: dict[str, Any]) -> list[dict[str, Any]]:

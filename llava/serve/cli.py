@@ -16,7 +16,7 @@ from llava.cli_errors import exits_cleanly
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_template
 from llava.dart_args import dart_config_from_args
-from llava.eval.loop import Loaded, add_model_arguments, load
+from llava.eval.loop import Loaded, add_model_arguments, load, sampling_of
 from llava.eval.run_llava import EMBEDDED
 from llava.mm_utils import load_image, process_images, tokenizer_image_token
 
@@ -33,11 +33,6 @@ def answer(loaded: Loaded, prompt: str, images: list[Image.Image], args: argpars
     pixels = (
         process_images(images, loaded.image_processor, model.config).to(model.device, model.dtype) if images else None
     )
-    sampling = (
-        {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
-        if args.temperature > 0
-        else {"do_sample": False}
-    )
     out = model.generate(
         ids,
         images=pixels,
@@ -45,7 +40,7 @@ def answer(loaded: Loaded, prompt: str, images: list[Image.Image], args: argpars
         max_new_tokens=args.max_new_tokens,
         streamer=TextStreamer(loaded.tokenizer, skip_special_tokens=True),
         pad_token_id=loaded.tokenizer.eos_token_id,
-        **sampling,
+        **sampling_of(args),
     )
     return loaded.tokenizer.decode(out[0], skip_special_tokens=True).strip()
 
