@@ -24,7 +24,8 @@ def available() -> list[str]:
 
 def get(name: str) -> Strategy:
     """The strategy of that name. Raises ValueError with the known names and the nearest one."""
-    _load_all()
+    if name not in REGISTRY:
+        _load_all()
     if name in REGISTRY:
         return REGISTRY[name]
     near = difflib.get_close_matches(str(name), REGISTRY, 1)

@@ -9,11 +9,12 @@ from dart.config import DartConfig
 from dart.strategies.base import Pool, register
 
 COSINE_EPS = 1e-8
+CPU_BLOCK_ROWS = 512
 
 
-def largest_norms(norms: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` of `positions` [N] with the largest of `norms` [S], falling."""
-    return positions[norms.index_select(0, positions).topk(count).indices]
+def largest(values: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices into `positions` [N] of the `count` largest of `values` [S] there, falling."""
+    return values.index_select(0, positions).topk(count).indices
 
 
 def visiting_order(pivots: torch.Tensor, order: str) -> torch.Tensor:
@@ -26,15 +27,14 @@ def visiting_order(pivots: torch.Tensor, order: str) -> torch.Tensor:
 def similarities(hidden: torch.Tensor, pivots: torch.Tensor, visual: torch.Tensor, faithful: bool) -> torch.Tensor:
     """Cosine similarity [P, N] of every pivot to every visual token.
 
-    One matrix product in float32 of the normalised rows; half precision loses nothing in it. `faithful` rounds step by
-    step in the model's own half precision, as the research code does: with thousands of near ties there, only the same
-    rounding gives the same tokens.
+    One matrix product of the normalised rows. `faithful` rounds step by step in the model's own half precision, as the
+    research code does: with thousands of near ties there, only the same rounding gives the same tokens.
     """
-    half = hidden.dtype != torch.float32
-    if faithful and half:
-        rows = normalize(hidden.index_select(0, visual), dim=-1, eps=COSINE_EPS)
+    if faithful and hidden.dtype != torch.float32:
         chosen = normalize(hidden.index_select(0, pivots), dim=-1, eps=COSINE_EPS)
-        return torch.stack([(row * rows).sum(-1) for row in chosen])
+        parts = (normalize(part, dim=-1, eps=COSINE_EPS) for part in _row_blocks(hidden))
+        products = torch.cat([torch.stack([(row * part).sum(-1) for row in chosen]) for part in parts], 1)
+        return products.index_select(-1, visual)
     chosen = normalize(hidden.index_select(0, pivots).float(), dim=-1, eps=COSINE_EPS)
     # All of `hidden` is multiplied where it lies: picking the visual rows first would copy the largest operand. It
     # stays in half precision; the product accumulates in float32, and the norms divide afterwards.
@@ -42,9 +42,19 @@ def similarities(hidden: torch.Tensor, pivots: torch.Tensor, visual: torch.Tenso
     return products.index_select(-1, visual)
 
 
+def _row_blocks(rows: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, ...]:
+    """Views of `rows` along `dim`: on a CPU small ones, so that temporaries stay in its cache; elsewhere the whole."""
+    return rows.split(CPU_BLOCK_ROWS, dim) if rows.device.type == "cpu" else (rows,)
+
+
 def _row_norms(hidden: torch.Tensor) -> torch.Tensor:
     """float32 L2 norms [S] of the rows of `hidden` [S, D]."""
-    return torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+    return torch.cat([torch.linalg.vector_norm(b, dim=-1, dtype=torch.float32) for b in _row_blocks(hidden)])
+
+
+def key_norms(keys: torch.Tensor) -> torch.Tensor:
+    """The paper's K-norm [S] of `keys` [H, S, Dh]: L1 over heads and dimensions, in the keys' dtype."""
+    return torch.cat([block.abs().sum((0, 2)) for block in _row_blocks(keys, 1)])
 
 
 @register("dart")
@@ -53,28 +63,30 @@ class Dart:
 
     def __call__(self, pool: Pool, config: DartConfig) -> torch.Tensor:
         visual = pool.visual
-        # The paper's K-norm: L1 over heads and dimensions, in the keys' dtype.
-        norms = pool.keys.abs().sum((0, 2))
         if pool.forced is not None:
             pivots = torch.tensor(pool.forced, dtype=torch.long, device=visual.device)
-            own = visual[torch.isin(visual, pivots).int().topk(pool.image_pivots).indices]
+            own = torch.isin(visual, pivots).int().topk(pool.image_pivots).indices
         else:
-            own = largest_norms(norms, visual, pool.image_pivots)
-            texts = len(pool.takes) - pool.image_pivots
-            pivots = visiting_order(torch.cat([own, largest_norms(norms, pool.text, texts)]), config.pivot_order)
-        left = _drop(visual, torch.isin(visual, own), own.numel())
+            norms = key_norms(pool.keys)
+            own = largest(norms, visual, pool.image_pivots)
+            texts = largest(norms, pool.text, len(pool.takes) - pool.image_pivots)
+            pivots = visiting_order(torch.cat([visual[own], pool.text[texts]]), config.pivot_order)
+        kept = [visual[own]]
+        left = visual[_rest(visual.numel(), own)]
         scores = similarities(pool.hidden, pivots, left, faithful=config.pivot_order == "original")
-        kept = [own]
         for row, take in enumerate(pool.takes):
             # Ties are torch.topk's over the tokens that are left, in ascending order, as in the research code.
-            picks = (-scores[row]).topk(take).indices
+            picks = scores[row].neg().topk(take).indices
             kept.append(left[picks])
-            taken = torch.zeros_like(left, dtype=torch.bool).index_fill(0, picks, True)
-            left, scores = _drop(left, taken, take), _drop(scores, taken, take)
+            if row + 1 < len(pool.takes):
+                rest = _rest(left.numel(), picks)
+                left, scores = left[rest], scores.index_select(-1, rest)
         return torch.cat(kept)
 
 
-def _drop(values: torch.Tensor, out: torch.Tensor, count: int) -> torch.Tensor:
-    """`values` [..., N] without the `count` columns where `out` [N] is True; no sizes are read from the device."""
-    order = out.to(torch.uint8).argsort(stable=True)[: out.numel() - count]
-    return values.index_select(-1, order)
+def _rest(count: int, gone: torch.Tensor) -> torch.Tensor:
+    """0 ... count - 1 without `gone` (different indices), ascending; no sizes are read from the device."""
+    # The k-th of the gone, in ascending order, has (itself - k) survivors in front.
+    survivors = gone.sort().values - torch.arange(gone.numel(), device=gone.device)
+    index = torch.arange(count - gone.numel(), device=gone.device)
+    return index + torch.searchsorted(survivors, index, right=True)

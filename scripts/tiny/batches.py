@@ -1,4 +1,4 @@
-"""Training batches: pictures (or their codes) with several independent questions packed behind each."""
+"""Training batches: pictures, windows of pictures, their codes, and the tokens of questions about them."""
 
 from __future__ import annotations
 
@@ -11,40 +11,50 @@ import torch
 from PIL import Image
 
 from scripts.tiny.codes import encode_labels
-from scripts.tiny.model import CLIP_MEAN, CLIP_STD, IMAGE_PX
+from scripts.tiny.model import CLIP_MEAN, CLIP_STD, IMAGE_PX, PATCH_PX
 from scripts.tiny.questions import Question, prompt_of, sample_questions
 from scripts.tiny.tokenizer import SYSTEM
-from scripts.tiny.world import GRID, Scene, patch_labels, render, sample_scene
+from scripts.tiny.world import GRID, SIGN, Scene, patch_labels, render, sample_scene
 
 IGNORE = -100
+TURN_MULTIPLE = 8  # questions are padded to a multiple of this: odd sizes make slow matmuls
 MEAN_COLOR = tuple(int(255 * m) for m in CLIP_MEAN)
+SIGN_WEIGHT = 3.0  # windows look at signs more often than at shapes: ten digits are harder than six kinds
+ELSEWHERE_SHARE = 0.1  # of the windows look at no object in particular
+WINDOW_JITTER = 2
 
 
 @dataclass
 class Texts:
-    """The text of a batch: `ids`, `labels`, `positions` int64 [B, T]; `mask` bool [B, 1, N+T, N+T].
+    """A batch's questions, one per row and as many for every picture, padded on the right with BOS.
 
-    Every question sees the prefix, the picture and itself, at the positions it would have alone.
+    prefix: int64 [P], what precedes every picture; ids, labels: int64 [B * Q, T].
     """
 
     prefix: torch.Tensor
     ids: torch.Tensor
     labels: torch.Tensor
-    positions: torch.Tensor
-    mask: torch.Tensor
+
+    def to(self, device: str) -> Texts:
+        return Texts(self.prefix.to(device), self.ids.to(device), self.labels.to(device))
 
 
-def preprocess(image: Image.Image) -> torch.Tensor:
-    """Pad to a square, resize, normalise: float32 [3, 336, 336]."""
+def to_square(image: Image.Image) -> np.ndarray:
+    """Pad to a square with CLIP's mean colour and resize: uint8 [336, 336, 3]."""
     side = max(image.size)
     square = Image.new("RGB", (side, side), MEAN_COLOR)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    pixels = np.asarray(square.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BICUBIC), dtype=np.float32) / 255
-    return torch.from_numpy((pixels - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)).permute(2, 0, 1)
+    return np.asarray(square.resize((IMAGE_PX, IMAGE_PX), Image.Resampling.BICUBIC))
+
+
+def normalise(pictures: np.ndarray) -> torch.Tensor:
+    """uint8 [..., H, W, 3] -> float32 [..., 3, H, W] as CLIP's processor gives it."""
+    pixels = (pictures.astype(np.float32) / 255 - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    return torch.from_numpy(np.moveaxis(pixels, -1, -3))
 
 
 class Packer:
-    """Tokenizes and packs questions as `vicuna_v1` prompts."""
+    """Tokenizes questions as `vicuna_v1` prompts."""
 
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor):
         self.tokenizer = tokenizer
@@ -56,57 +66,35 @@ class Packer:
             self._cache[text] = self.tokenizer.encode(text)
         return self._cache[text]
 
-    def turn(self, question: Question) -> tuple[list[int], list[int]]:
-        """Token ids and labels of one question with its answer; only the answer is learned."""
-        asked = self._encode(f"\n{prompt_of(question.text)} ASSISTANT:")
+    def turn(self, question: Question, brief: bool = False) -> tuple[list[int], list[int]]:
+        """Token ids and labels of one question with its answer; only the answer is learned.
+
+        `brief` leaves the request for a short answer out: fewer tokens while the model learns to look.
+        """
+        prompt = question.text if brief else prompt_of(question.text)
+        asked = self._encode(f"\n{prompt} ASSISTANT:")
         answer = [*self._encode(question.answer), self.tokenizer.eos_id()]
         return asked + answer, [IGNORE] * len(asked) + answer
 
-    def pack(self, questions: list[list[Question]], visual: int) -> Texts:
-        turns = [[self.turn(q) for q in row] for row in questions]
-        width = max(sum(len(ids) for ids, _ in row) for row in turns)
-        head, size = len(self.prefix) + visual, len(turns)
-        ids = torch.zeros(size, width, dtype=torch.long)
-        labels = torch.full((size, width), IGNORE)
-        positions = torch.zeros(size, width, dtype=torch.long)
-        segment = torch.full((size, head + width), -1)
-        segment[:, :head] = 0
-        for b, row in enumerate(turns):
-            at = 0
-            for k, (tokens, targets) in enumerate(row):
-                span = slice(at, at + len(tokens))
-                ids[b, span], labels[b, span] = torch.tensor(tokens), torch.tensor(targets)
-                positions[b, span] = torch.arange(head, head + len(tokens))
-                segment[b, head + at : head + at + len(tokens)] = k + 1
-                at += len(tokens)
-        same = (segment[:, :, None] == segment[:, None, :]) | (segment[:, None, :] == 0)
-        causal = torch.ones(head + width, head + width, dtype=torch.bool).tril()
-        return Texts(torch.tensor(self.prefix), ids, labels, positions, (same & causal)[:, None])
-
-
-def answer_loss(llm, visual: torch.Tensor, texts: Texts) -> tuple[torch.Tensor, float]:
-    """(mean cross entropy of the answers, share of fully right answer tokens) for visual tokens [B, N, D]."""
-    size, count = visual.shape[:2]
-    embed = llm.model.embed_tokens
-    prefix = embed(texts.prefix)[None].expand(size, -1, -1)
-    inputs = torch.cat([prefix, visual.to(prefix.dtype), embed(texts.ids)], 1)
-    head = prefix.shape[1] + count
-    positions = torch.cat([torch.arange(head)[None].expand(size, -1), texts.positions], 1)
-    hidden = llm.model(inputs_embeds=inputs, attention_mask=texts.mask, position_ids=positions, use_cache=False)[0][
-        :, head - 1 : -1
-    ]
-    wanted = texts.labels != IGNORE
-    logits = llm.lm_head(hidden[wanted]).float()
-    target = texts.labels[wanted]
-    return torch.nn.functional.cross_entropy(logits, target), (logits.argmax(-1) == target).float().mean().item()
+    def pack(self, questions: list[list[Question]], brief: bool = False) -> Texts:
+        turns = [self.turn(q, brief) for row in questions for q in row]
+        width = -(-max(len(ids) for ids, _ in turns) // TURN_MULTIPLE) * TURN_MULTIPLE
+        ids = torch.full((len(turns), width), self.tokenizer.bos_id())
+        labels = torch.full((len(turns), width), IGNORE)
+        for row, (tokens, targets) in enumerate(turns):
+            ids[row, : len(tokens)], labels[row, : len(tokens)] = torch.tensor(tokens), torch.tensor(targets)
+        return Texts(torch.tensor(self.prefix), ids, labels)
 
 
 def sample_batch(
     rng: random.Random, size: int, per_picture: int, max_shapes: int
 ) -> tuple[list[Scene], list[list[Question]]]:
-    scenes = [sample_scene(rng, max_shapes) for _ in range(size)]
-    scenes = [s if s.things else sample_scene(rng, max_shapes) for s in scenes]
-    return scenes, [sample_questions(s, rng, per_picture) if s.things else [] for s in scenes]
+    scenes: list[Scene] = []
+    while len(scenes) < size:
+        scene = sample_scene(rng, max_shapes)
+        if scene.things:
+            scenes.append(scene)
+    return scenes, [sample_questions(s, rng, per_picture) for s in scenes]
 
 
 def codes_of(scenes: list[Scene]) -> torch.Tensor:
@@ -115,4 +103,55 @@ def codes_of(scenes: list[Scene]) -> torch.Tensor:
 
 
 def pixels_of(scenes: list[Scene]) -> torch.Tensor:
-    return torch.stack([preprocess(render(s)) for s in scenes])
+    """float32 [B, 3, 336, 336]."""
+    return normalise(np.stack([to_square(render(s)) for s in scenes]))
+
+
+class SceneBank:
+    """Rendered scenes to cut windows from: a window costs a fraction of a picture, in drawing and in the tower."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self._items: list[tuple[Scene, np.ndarray, np.ndarray]] = []
+
+    def refresh(self, rng: random.Random, growing: int, replacing: int, max_shapes: int) -> None:
+        """Draw `growing` new scenes until the bank is full, then replace `replacing` of them."""
+        full = len(self._items) >= self.capacity
+        for scene in sample_batch(rng, replacing if full else growing, 0, max_shapes)[0]:
+            item = (scene, to_square(render(scene)), encode_labels(patch_labels(scene)))
+            if full:
+                self._items[rng.randrange(self.capacity)] = item
+            else:
+                self._items.append(item)
+
+    def windows(self, rng: random.Random, size: int, side: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`size` windows of side x side patches: (pixels float32 [size, 3, side * 14, side * 14],
+        patch indices int64 [size, side²] in the whole picture, codes float32 [size, side², COORDINATES])."""
+        grid = np.arange(GRID * GRID).reshape(GRID, GRID)
+        pictures, indices, codes = [], [], []
+        for _ in range(size):
+            scene, picture, code = rng.choice(self._items)
+            row, column = _window_corner(scene, rng, side)
+            rows, columns = slice(row, row + side), slice(column, column + side)
+            pictures.append(
+                picture[row * PATCH_PX : (row + side) * PATCH_PX, column * PATCH_PX : (column + side) * PATCH_PX]
+            )
+            indices.append(grid[rows, columns].ravel())
+            codes.append(code[rows, columns].reshape(side * side, -1))
+        return (
+            normalise(np.stack(pictures)),
+            torch.from_numpy(np.stack(indices)),
+            torch.from_numpy(np.stack(codes)),
+        )
+
+
+def _window_corner(scene: Scene, rng: random.Random, side: int) -> tuple[int, int]:
+    """(row, column) of the first patch of a window that mostly looks at one of the scene's objects."""
+    last = GRID - side
+    if rng.random() < ELSEWHERE_SHARE:
+        return rng.randint(0, last), rng.randint(0, last)
+    weights = [SIGN_WEIGHT if t.kind == SIGN else 1.0 for t in scene.things]
+    thing = rng.choices(scene.things, weights)[0]
+    corner = [int(c * GRID) - side // 2 + rng.randint(-WINDOW_JITTER, WINDOW_JITTER) for c in (thing.y, thing.x)]
+    row, column = (min(last, max(0, c)) for c in corner)
+    return row, column

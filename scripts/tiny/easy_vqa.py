@@ -8,6 +8,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -39,10 +40,10 @@ class EasyVqa:
 
     def sample(self, rng: random.Random, size: int, number: int) -> tuple[torch.Tensor, list[list[Question]]]:
         """float32 [size, 3, 336, 336] and `number` questions for each."""
-        from scripts.tiny.batches import preprocess
+        from scripts.tiny.batches import normalise, to_square
 
         images = rng.choices(list(self.by_image), k=size)
-        pixels = torch.stack([preprocess(self.picture(i)) for i in images])
+        pixels = normalise(np.stack([to_square(self.picture(i)) for i in images]))
         return pixels, [rng.choices(self.by_image[i], k=number) for i in images]
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from scripts.tiny import attention
 from scripts.tiny.codes import basis, word_directions
 
 WIDTH, LAYERS, HEADS, MLP = 128, 6, 4, 384
@@ -37,6 +38,7 @@ class TinyLlava(nn.Module):
                 image_size=IMAGE_PX,
                 patch_size=PATCH_PX,
                 projection_dim=TOWER_WIDTH,
+                attn_implementation=attention.NAME,
             )
         )
         self.projector = nn.Sequential(nn.Linear(TOWER_WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH))
@@ -54,12 +56,26 @@ class TinyLlava(nn.Module):
                 pad_token_id=0,
                 bos_token_id=1,
                 eos_token_id=2,
+                attn_implementation=attention.NAME,
             )
         )
 
-    def image_features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """float [B, 3, 336, 336] -> [B, 576, WIDTH]: what the language model sees of a picture."""
-        hidden = self.tower(pixels, output_hidden_states=True).hidden_states[SELECT_LAYER]
+    def image_features(self, pixels: torch.Tensor, patches: torch.Tensor | None = None) -> torch.Tensor:
+        """What the language model sees: float [B, 3, H, W] -> [B, N, WIDTH], N patches in row order.
+
+        `patches` int64 [B, N]: where the patches lie in the whole picture, for windows; None for whole pictures.
+        """
+        tower = getattr(self.tower, "vision_model", self.tower)
+        embeddings = tower.embeddings
+        seen = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+        if patches is None:
+            patches = torch.arange(seen.shape[1], device=seen.device).expand(len(seen), -1)
+        summary = embeddings.class_embedding.expand(len(seen), 1, -1)
+        places = torch.cat([torch.zeros_like(patches[:, :1]), patches + 1], 1)
+        hidden = tower.pre_layrnorm(torch.cat([summary, seen], 1) + embeddings.position_embedding(places))
+        for layer in tower.encoder.layers[: SELECT_LAYER + 1]:
+            out = layer(hidden, None)
+            hidden = out[0] if isinstance(out, tuple) else out
         return self.projector(hidden[:, 1:])
 
     @torch.no_grad()

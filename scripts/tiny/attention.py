@@ -1,0 +1,52 @@
+"""Attention for training the tiny model on a CPU, where bfloat16 matmuls are fast and fused attention is not."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "tiny_training"
+FUSED_KEYS = 256  # with more keys than this the score matrix no longer fits the cache
+
+
+def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, picture=None, turn=None, **_):
+    """query, key, value [B, H, N, D] -> ([B, N, H, D], None).
+
+    Without `picture` every position sees every other (the tower). With it, the first `picture` positions are causal,
+    and behind them lie independent turns of `turn` positions, each seeing the picture and, causally, itself.
+    """
+    query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32
+    if picture is None:
+        return _whole(query, key, value, causal=False).transpose(1, 2), None
+    head = _whole(*(x[:, :, :picture] for x in (query, key, value)), causal=True)
+    size, heads, _, width = query.shape
+    asked, own_key, own_value = (
+        x[:, :, picture:].reshape(size, heads, -1, turn, width) for x in (query, key, value)
+    )
+    flat = asked.reshape(size, heads, -1, width)
+    scale = width**-0.5
+    shared = (flat @ key[:, :, :picture].transpose(-1, -2)).view(*asked.shape[:4], picture)
+    own = asked @ own_key.transpose(-1, -2) + _causal(turn, query)
+    with torch.autocast(query.device.type, enabled=False):
+        weights = torch.softmax(torch.cat([shared, own], -1) * scale, -1)
+    tail = (weights[..., :picture].reshape(size, heads, -1, picture) @ value[:, :, :picture]) + (
+        weights[..., picture:] @ own_value
+    ).reshape(flat.shape)
+    return torch.cat([head, tail], 2).transpose(1, 2), None
+
+
+def _causal(count: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.full((count, count), -torch.inf, dtype=like.dtype, device=like.device).triu(1)
+
+
+def _whole(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
+    with torch.autocast(query.device.type, enabled=False):
+        if key.shape[2] > FUSED_KEYS:
+            wide = (x.float() for x in (query, key, value))
+            return scaled_dot_product_attention(*wide, is_causal=causal).to(query.dtype)
+        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        return torch.softmax(scores + _causal(key.shape[2], query) if causal else scores, -1) @ value
+
+
+AttentionInterface.register(NAME, attention)
