@@ -8,28 +8,30 @@ from transformers import AttentionInterface
 
 NAME = "tiny_training"
 FUSED_KEYS = 256  # with more keys than this the score matrix no longer fits the cache
+GUIDED_LAYER, GUIDED_HEADS = 3, 2  # the heads that `losses.guidance_loss` shows where to look
 
 
-def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, picture=None, turn=None, **_):
+def attention(module, query, key, value, attention_mask, picture=None, turn=None, looks=None, **_):
     """query, key, value [B, H, N, D] -> ([B, N, H, D], None).
 
     Without `picture` every position sees every other (the tower). With it, the first `picture` positions are causal,
-    and behind them lie independent turns of `turn` positions, each seeing the picture and, causally, itself.
+    and behind them lie independent turns of `turn` positions, each seeing the picture and, causally, itself. To the
+    list `looks`, the guided heads append what the turns see of the prefix and the picture: [B, heads, Q, T, picture].
     """
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32
     if picture is None:
         return _whole(query, key, value, causal=False).transpose(1, 2), None
     head = _whole(*(x[:, :, :picture] for x in (query, key, value)), causal=True)
     size, heads, _, width = query.shape
-    asked, own_key, own_value = (
-        x[:, :, picture:].reshape(size, heads, -1, turn, width) for x in (query, key, value)
-    )
+    asked, own_key, own_value = (x[:, :, picture:].reshape(size, heads, -1, turn, width) for x in (query, key, value))
     flat = asked.reshape(size, heads, -1, width)
     scale = width**-0.5
     shared = (flat @ key[:, :, :picture].transpose(-1, -2)).view(*asked.shape[:4], picture)
     own = asked @ own_key.transpose(-1, -2) + _causal(turn, query)
     with torch.autocast(query.device.type, enabled=False):
         weights = torch.softmax(torch.cat([shared, own], -1) * scale, -1)
+    if looks is not None and module.layer_idx == GUIDED_LAYER:
+        looks.append(weights[:, :GUIDED_HEADS, ..., :picture])
     tail = (weights[..., :picture].reshape(size, heads, -1, picture) @ value[:, :, :picture]) + (
         weights[..., picture:] @ own_value
     ).reshape(flat.shape)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from scripts.tiny.codes import encode_labels
 from scripts.tiny.model import CLIP_MEAN, CLIP_STD, IMAGE_PX, PATCH_PX
-from scripts.tiny.questions import Question, prompt_of, sample_questions
+from scripts.tiny.questions import Mix, Question, prompt_of, sample_questions
 from scripts.tiny.tokenizer import SYSTEM
 from scripts.tiny.world import GRID, SIGN, Scene, patch_labels, render, sample_scene
 
@@ -22,21 +22,23 @@ MEAN_COLOR = tuple(int(255 * m) for m in CLIP_MEAN)
 SIGN_WEIGHT = 3.0  # windows look at signs more often than at shapes: ten digits are harder than six kinds
 ELSEWHERE_SHARE = 0.1  # of the windows look at no object in particular
 WINDOW_JITTER = 2
+TRAINING_LONE_SHARE = 0.25  # more than in the benchmarks: easy-VQA's questions are about one shape
 
 
 @dataclass
 class Texts:
     """A batch's questions, one per row and as many for every picture, padded on the right with BOS.
 
-    prefix: int64 [P], what precedes every picture; ids, labels: int64 [B * Q, T].
+    prefix: int64 [P], what precedes every picture; ids, labels: int64 [B * Q, T]; questions: each row's.
     """
 
     prefix: torch.Tensor
     ids: torch.Tensor
     labels: torch.Tensor
+    questions: list[Question]
 
     def to(self, device: str) -> Texts:
-        return Texts(self.prefix.to(device), self.ids.to(device), self.labels.to(device))
+        return Texts(self.prefix.to(device), self.ids.to(device), self.labels.to(device), self.questions)
 
 
 def to_square(image: Image.Image) -> np.ndarray:
@@ -83,23 +85,30 @@ class Packer:
         labels = torch.full((len(turns), width), IGNORE)
         for row, (tokens, targets) in enumerate(turns):
             ids[row, : len(tokens)], labels[row, : len(tokens)] = torch.tensor(tokens), torch.tensor(targets)
-        return Texts(torch.tensor(self.prefix), ids, labels)
+        return Texts(torch.tensor(self.prefix), ids, labels, [q for row in questions for q in row])
+
+
+def sample_scenes(rng: random.Random, size: int, max_shapes: int) -> list[Scene]:
+    scenes: list[Scene] = []
+    while len(scenes) < size:
+        scene = sample_scene(rng, max_shapes, TRAINING_LONE_SHARE)
+        if scene.things:
+            scenes.append(scene)
+    return scenes
 
 
 def sample_batch(
-    rng: random.Random, size: int, per_picture: int, max_shapes: int
+    rng: random.Random, size: int, per_picture: int, max_shapes: int, mix: Mix
 ) -> tuple[list[Scene], list[list[Question]]]:
-    scenes: list[Scene] = []
-    while len(scenes) < size:
-        scene = sample_scene(rng, max_shapes)
-        if scene.things:
-            scenes.append(scene)
-    return scenes, [sample_questions(s, rng, per_picture) for s in scenes]
+    scenes = sample_scenes(rng, size, max_shapes)
+    return scenes, [sample_questions(s, rng, per_picture, mix) for s in scenes]
 
 
-def codes_of(scenes: list[Scene]) -> torch.Tensor:
-    """float32 [B, 576, COORDINATES] of the scenes' patches."""
-    return torch.from_numpy(np.stack([encode_labels(patch_labels(s)).reshape(GRID * GRID, -1) for s in scenes]))
+def codes_of(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The scenes' patches: codes float32 [B, 576, COORDINATES], the thing each belongs to (-1: none) int64 [B, 576]."""
+    labels = [patch_labels(s) for s in scenes]
+    codes = np.stack([encode_labels(each).reshape(GRID * GRID, -1) for each in labels])
+    return torch.from_numpy(codes), torch.from_numpy(np.stack([each["thing"].reshape(-1) for each in labels]))
 
 
 def pixels_of(scenes: list[Scene]) -> torch.Tensor:
@@ -117,7 +126,7 @@ class SceneBank:
     def refresh(self, rng: random.Random, growing: int, replacing: int, max_shapes: int) -> None:
         """Draw `growing` new scenes until the bank is full, then replace `replacing` of them."""
         full = len(self._items) >= self.capacity
-        for scene in sample_batch(rng, replacing if full else growing, 0, max_shapes)[0]:
+        for scene in sample_scenes(rng, replacing if full else growing, max_shapes):
             item = (scene, to_square(render(scene)), encode_labels(patch_labels(scene)))
             if full:
                 self._items[rng.randrange(self.capacity)] = item

@@ -20,11 +20,12 @@ import sentencepiece
 import torch
 from tqdm import tqdm
 
-from scripts.tiny.batches import Packer, SceneBank, codes_of, pixels_of, sample_batch
-from scripts.tiny.codes import COORDINATES, FACTORS, OFFSETS, basis
+from scripts.tiny.batches import Packer, SceneBank, codes_of, pixels_of, sample_batch, sample_scenes
+from scripts.tiny.codes import COORDINATES, OFFSETS, basis
 from scripts.tiny.easy_vqa import EasyVqa
 from scripts.tiny.losses import answer_loss, dense_loss
 from scripts.tiny.model import WIDTH, TinyLlava, export
+from scripts.tiny.questions import Mix
 from scripts.tiny.tokenizer import train_tokenizer
 
 WARMUP_STEPS = 100
@@ -133,8 +134,8 @@ def tower_loss(model: TinyLlava, args: argparse.Namespace) -> LossOf:
             pixels, patches, codes = bank.windows(rng, args.batch * WINDOWS_PER_PICTURE, WINDOW_SIDE)
             features = model.image_features(pixels.to(args.device), patches.to(args.device))
         else:
-            scenes, _ = sample_batch(rng, args.batch, 0, MAX_SHAPES)
-            features, codes = model.image_features(pixels_of(scenes).to(args.device)), codes_of(scenes)
+            scenes = sample_scenes(rng, args.batch, MAX_SHAPES)
+            features, codes = model.image_features(pixels_of(scenes).to(args.device)), codes_of(scenes)[0]
         return dense_loss(features, codes.to(args.device))
 
     return loss_of
@@ -142,44 +143,59 @@ def tower_loss(model: TinyLlava, args: argparse.Namespace) -> LossOf:
 
 def llm_loss(model: TinyLlava, packer: Packer, args: argparse.Namespace) -> LossOf:
     """Questions about codes; noise stands for a tower's mistakes."""
-    directions = basis(WIDTH).to(args.device)
+    directions, mix = basis(WIDTH).to(args.device), Mix()
 
     def loss_of(rng: random.Random, progress: float):
         few = progress < FEW_SHAPES_UNTIL
-        scenes, questions = sample_batch(rng, args.batch, args.questions, FEW_SHAPES if few else MAX_SHAPES)
+        scenes, questions = sample_batch(rng, args.batch, args.questions, FEW_SHAPES if few else MAX_SHAPES, mix)
         share = next(share for until, share in PATCH_SHARES if progress <= until)
-        codes = thin(codes_of(scenes), rng, share).to(args.device)
+        codes, owners = (each.to(args.device) for each in thin(*codes_of(scenes), rng, share))
         codes = codes * (1 + 0.15 * torch.randn_like(codes)) + 0.05 * torch.randn_like(codes)
         visual = codes @ directions[:COORDINATES]
-        loss, right = answer_loss(model.llm, visual, packer.pack(questions, progress < BRIEF_UNTIL).to(args.device))
-        return loss, {"right": round(right, 3), "patches": visual.shape[1]}
+        texts = packer.pack(questions, progress < BRIEF_UNTIL).to(args.device)
+        loss, figures, right = answer_loss(model.llm, visual, texts, owners)
+        mix.learn([q.category for q in texts.questions], right)
+        return loss, {**figures, "patches": visual.shape[1], **rounded(mix)}
 
     return loss_of
 
 
-def thin(codes: torch.Tensor, rng: random.Random, share: float) -> torch.Tensor:
+def rounded(mix: Mix) -> dict[str, float]:
+    return {name: round(share, 2) for name, share in mix.right.items()}
+
+
+def thin(
+    codes: torch.Tensor, owners: torch.Tensor, rng: random.Random, share: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Keep every centre and a random share of the other patches, in order: a cheap stand-in for the whole picture."""
     size, count, _ = codes.shape
-    keep = round(count * share)
     generator = torch.Generator().manual_seed(rng.randrange(2**31))
     priority = torch.rand(size, count, generator=generator)
-    priority += 2 * codes[..., OFFSETS["center"]] + 0.4 * (codes[..., : FACTORS["color"]].sum(-1) > 0)
-    index = priority.topk(keep, dim=1).indices.sort(dim=1).values
-    return codes.gather(1, index[..., None].expand(-1, -1, codes.shape[-1]))
+    priority += 2 * codes[..., OFFSETS["center"]] + 0.4 * (owners >= 0)
+    index = priority.topk(round(count * share), dim=1).indices.sort(dim=1).values
+    return codes.gather(1, index[..., None].expand(-1, -1, codes.shape[-1])), owners.gather(1, index)
 
 
 def joint_loss(model: TinyLlava, packer: Packer, easy: EasyVqa | None, args: argparse.Namespace) -> LossOf:
+    mix = Mix()
+
     def loss_of(rng: random.Random, progress: float):
         outside = round(args.batch * EASY_SHARE) if easy else 0
-        scenes, questions = sample_batch(rng, args.batch - outside, args.questions, MAX_SHAPES)
+        scenes, questions = sample_batch(rng, args.batch - outside, args.questions, MAX_SHAPES, mix)
         pixels = pixels_of(scenes)
         if easy:
             more_pixels, more_questions = easy.sample(rng, outside, args.questions)
             pixels, questions = torch.cat([pixels, more_pixels]), questions + more_questions
         visual = model.image_features(pixels.to(args.device))
-        loss, right = answer_loss(model.llm, visual, packer.pack(questions).to(args.device))
-        dense, figures = dense_loss(visual[: len(scenes)], codes_of(scenes).to(args.device))
-        return loss + DENSE_SHARE * dense, {"answers": round(loss.item(), 4), "right": round(right, 3), **figures}
+        codes, owners = (each.to(args.device) for each in codes_of(scenes))
+        owners = torch.cat([owners, owners.new_full((outside, owners.shape[1]), -1)])  # easy-VQA says nothing of places
+        texts = packer.pack(questions).to(args.device)
+        loss, figures, right = answer_loss(model.llm, visual, texts, owners)
+        ours = args.questions * len(scenes)
+        mix.learn([q.category for q in texts.questions[:ours]], right[:ours])
+        figures["easy-VQA"] = round(sum(right[ours:]) / max(1, len(right) - ours), 3)
+        dense, seen = dense_loss(visual[: len(scenes)], codes[: len(scenes)])
+        return loss + DENSE_SHARE * dense, {**figures, **seen, **rounded(mix)}
 
     return loss_of
 

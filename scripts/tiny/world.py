@@ -31,6 +31,7 @@ IMAGE_SIZES = ((336, 336), (448, 336), (336, 448), (400, 300), (300, 400), (512,
 MIN_RADIUS, MAX_RADIUS = 0.075, 0.15
 SIGN_HALF_WIDTH, SIGN_HALF_HEIGHT = 0.145, 0.105
 MAX_SHAPES, MAX_SIGNS = 4, 2
+LONE_SHARE = 0.1
 PLACEMENT_TRIES = 60
 LABEL_PIXELS = 4  # label raster: pixels per patch side
 MIN_COVERAGE = 0.35  # share of a patch that an object must cover to own it
@@ -75,12 +76,15 @@ def view_window(size: tuple[int, int]) -> tuple[float, float, float, float]:
     return mx, my, mx + size[0] / side, my + size[1] / side
 
 
-def sample_scene(rng: random.Random, max_shapes: int = MAX_SHAPES) -> Scene:
-    """A random scene: 1 to `max_shapes` shapes, up to two signs of different colours, nothing overlapping."""
+def sample_scene(rng: random.Random, max_shapes: int = MAX_SHAPES, lone_share: float = LONE_SHARE) -> Scene:
+    """A random scene: 1 to `max_shapes` shapes, up to two signs of different colours, nothing overlapping.
+
+    `lone_share` of the scenes hold one thing only.
+    """
     size = rng.choice(IMAGE_SIZES)
     wanted_shapes = rng.randint(1, max_shapes)
     wanted_signs = rng.choices((0, 1, 2), (0.35, 0.4, 0.25))[0]
-    if rng.random() < 0.1:
+    if rng.random() < lone_share:
         wanted_shapes, wanted_signs = (0, 1) if rng.random() < 0.5 else (1, 0)
     sign_colors = rng.sample(list(COLORS), MAX_SIGNS)
     x0, y0, x1, y1 = view_window(size)
@@ -216,7 +220,7 @@ def patch_labels(scene: Scene) -> dict[str, np.ndarray]:
     """Per-patch truth on the 24 x 24 grid: int arrays [GRID, GRID]; -1 = none.
 
     color: index into COLORS; kind: index into KINDS; digit: 0-9; slot: 0 (tens) or 1 (units);
-    center: 1 where an object's centre lies; pad: 1 outside the picture.
+    center: 1 where an object's centre lies; pad: 1 outside the picture; thing: index into `scene.things`.
     """
     px = GRID * LABEL_PIXELS
 
@@ -257,6 +261,7 @@ def patch_labels(scene: Scene) -> dict[str, np.ndarray]:
     mid = (np.arange(GRID) + 0.5) / GRID
     pad = ~((mid[:, None] > y0) & (mid[:, None] < y1) & (mid[None, :] > x0) & (mid[None, :] < x1))
     return {
+        "thing": things,
         "color": color_of[things],
         "kind": kind_of[things],
         "digit": digit_of[digits],
