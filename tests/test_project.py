@@ -57,11 +57,8 @@ def test_files_stay_small():
     assert total("playground") + total("tests/golden") < 40 * MEBIBYTE
 
 
-def test_readme_table_is_up_to_date():
-    if not render.RESULTS.is_file():
-        pytest.skip("no results are recorded")
-    text = render.README.read_text()
-    assert render.rendered(text, json.loads(render.RESULTS.read_text())) == text
+def test_readme_tables_are_up_to_date():
+    assert render.readme_with_results() == render.README.read_text()
 
 
 def test_results_say_where_they_come_from():
@@ -71,11 +68,12 @@ def test_results_say_where_they_come_from():
 
 
 def test_seeds_are_averaged_and_gaps_are_named():
-    cells = {f"pope/random-64-seed{k}": {"score": score} for k, score in enumerate((1.0, 2.0, 6.0))}
+    cells = {f"pope/random-64-seed{k}": {"score": score, "accuracy": 50.0} for k, score in enumerate((1.0, 2.0, 6.0))}
     results = {"cells": cells, "checkpoint_sha256": "0", "commit": "c", "date": "d", "hardware": "h"}
-    assert "| random-64 | not run | 3.0 (1.0 to 6.0, 3 seeds) | not run | not run |" in render.table(results)
+    row = "| random-64 | not run | 3.0 (1.0 to 6.0, 3 seeds) | 50.0 (50.0 to 50.0, 3 seeds) | not run |"
+    assert row in render.accuracy_table(results)
 
 
 def test_text_without_markers_is_refused():
     with pytest.raises(ValueError, match="markers"):
-        render.rendered("text", {})
+        render.rendered("text", "llava-tiny", {})
