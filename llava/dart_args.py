@@ -10,7 +10,8 @@ import torch
 import dart
 from llava.cli_errors import UserError
 
-DEFAULT_LAYER, DEFAULT_PIVOTS, DEFAULT_TOKENS = 2, 4, 128
+DEFAULT_LAYER, DEFAULT_PIVOTS = 2, 4
+DEFAULT_TOKENS, DEFAULT_NEXT_TOKENS = 128, 320
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 
 
@@ -46,15 +47,21 @@ def add_dart_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max_num_trunction",
         type=_tokens,
-        help=f"vision tokens to keep (default {DEFAULT_TOKENS} when no ratio is given)",
+        help=f"vision tokens to keep (default without a ratio: {DEFAULT_TOKENS}, LLaVA-NeXT {DEFAULT_NEXT_TOKENS})",
     )
     group.add_argument("--pivot_image_token", type=int, default=DEFAULT_PIVOTS)
     group.add_argument("--pivot_text_token", type=int, default=DEFAULT_PIVOTS)
     group.add_argument(
         "--pivot_order", default="original", choices=("original", "norm"), help="in which order the pivots choose"
     )
+    group.add_argument(
+        "--scope",
+        default="joint",
+        choices=("joint", "span"),
+        help="one budget for all vision tokens of a prompt (the original) or a share for each picture",
+    )
     group.add_argument("--strategy", default="dart", help="dart, random, uniform or a strategy of your own")
-    group.add_argument("--seed", type=int, default=0, help="of random strategies")
+    group.add_argument("--seed", type=int, default=0, help="of random strategies and of sampling")
     group.add_argument("--attn_implementation", choices=("eager", "sdpa", "flash_attention_2", "flex_attention"))
 
 
@@ -64,16 +71,18 @@ def dart_config_from_args(args: argparse.Namespace) -> dict[str, Any] | None:
         raise UserError(
             f"--reduction_ratio must be between 0 and 1 (both excluded), got {args.reduction_ratio}; 0.778 drops 77.8 %"
         )
-    tokens = args.max_num_trunction
+    tokens, next_tokens = args.max_num_trunction, None
     if tokens is None and args.reduction_ratio is None:
-        tokens = DEFAULT_TOKENS
+        tokens, next_tokens = DEFAULT_TOKENS, DEFAULT_NEXT_TOKENS
     mapping = {
         "K": args.pruned_layer,
         "max_num_trunction": tokens,
         "reduction_ratio": args.reduction_ratio,
+        "retain_token_num_for_llava_next": next_tokens,
         "pivot_image_token": args.pivot_image_token,
         "pivot_text_token": args.pivot_text_token,
         "pivot_order": args.pivot_order,
+        "scope": args.scope,
         "strategy": args.strategy,
         "seed": args.seed,
     }

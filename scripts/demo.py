@@ -17,7 +17,7 @@ import torch
 import dart
 from dart.viz import draw_kept
 from llava.eval.answers import read_lines
-from llava.eval.loop import build_prompt
+from llava.eval.prompts import build_prompt
 from llava.mm_utils import expand2square, load_image, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 

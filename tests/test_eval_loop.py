@@ -1,7 +1,9 @@
 """The evaluation loop on the recorded tiny checkpoint: resuming, chunks, batches, crashes and bad input."""
 
+import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,9 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from llava.eval import loop
 from llava.eval.answers import AnswersFile
+from llava.eval.examples import Example
+from llava.eval.loop import add_loop_arguments, batches_of
+from llava.eval.sampling import GumbelNoise, seed_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "tests/golden/ckpt/llava-v1.5-tiny"
@@ -170,3 +177,65 @@ def test_a_bad_picture_is_named_and_earlier_answers_stay(data, tmp_path, capsys,
     answers = tmp_path / "a.jsonl"
     assert "2.png" in refused(capsys, data, answers, "--image-folder", str(tmp_path), "--batch-size", batch)
     assert len(answers.read_text().splitlines()) == 2
+
+
+SAMPLED = ("--temperature", "1.5", "--top_p", "0.95")
+
+
+def test_sampled_answers_depend_on_the_question_alone(data, tmp_path):
+    together = run(data, tmp_path / "a.jsonl", *SAMPLED, "--batch-size", "4")
+    resumed = tmp_path / "b.jsonl"
+    run(data, resumed, *SAMPLED)
+    assert resumed.read_bytes() == together
+    resumed.write_bytes(b"".join(together.splitlines(keepends=True)[:3]))
+    assert run(data, resumed, *SAMPLED, "--batch-size", "2") == together
+
+
+def test_sampling_draws(data, tmp_path):
+    texts = {
+        json.loads(run(data, tmp_path / f"{seed}.jsonl", *SAMPLED, "--seed", str(seed)).splitlines()[0])["text"]
+        for seed in range(3)
+    }
+    assert len(texts) > 1
+
+
+def test_gumbel_noise_draws_from_the_softmax():
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log().expand(4000, 3)
+    drawn = GumbelNoise([seed_of(0, k) for k in range(4000)])(torch.zeros(4000, 1, dtype=torch.long), logits).argmax(-1)
+    shares = drawn.bincount(minlength=3) / 4000
+    assert torch.allclose(shares, torch.tensor([0.5, 0.3, 0.2]), atol=0.03)
+
+
+def test_beams_do_not_sample(data, tmp_path, capsys):
+    assert "--num_beams 1" in refused(capsys, data, tmp_path / "a.jsonl", *SAMPLED, "--num_beams", "2")
+
+
+def test_another_model_or_question_file_is_not_resumed(data, tmp_path, capsys):
+    answers = tmp_path / "a.jsonl"
+    run(data, answers)
+    copy = tmp_path / "ckpt" / CHECKPOINT.name
+    shutil.copytree(CHECKPOINT, copy)
+    shutil.copytree(CHECKPOINT.parent / "openai", tmp_path / "ckpt" / "openai")
+    message = refused(capsys, data, answers, "--model-path", str(copy))
+    assert f"model_path: '{CHECKPOINT}' there, '{copy}' now" in message
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join((data / "questions.jsonl").read_text().splitlines(keepends=True)[:-1]))
+    assert "questions_sha256" in refused(capsys, data, answers, "--question-file", str(fewer))
+
+
+def test_questions_without_a_picture_are_batched_apart():
+    examples = [Example(k, "?", None if k in (1, 2, 5) else Path("x.png")) for k in range(7)]
+    assert list(batches_of(examples, 2)) == [[0], [1, 2], [3, 4], [5], [6]]
+
+
+def test_text_and_picture_questions_in_one_run(data, tmp_path):
+    mixed = [Example(k, f"Which? {k}", data / f"{k}.png" if k % 2 else None, f"asked {k}") for k in range(4)]
+    parser = argparse.ArgumentParser()
+    add_loop_arguments(parser)
+    out = []
+    for size in ("1", "4"):
+        answers = tmp_path / f"{size}.jsonl"
+        loop.run(parser.parse_args(arguments(data, answers, "--sparse", "--batch-size", size)), examples=mixed)
+        out.append(answers.read_bytes())
+    assert out[0] == out[1]
+    assert [json.loads(line)["prompt"] for line in out[0].splitlines()] == [f"asked {k}" for k in range(4)]

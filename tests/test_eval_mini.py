@@ -17,9 +17,11 @@ LEAST_QUESTIONS = 200
 
 
 def _questions(name: str) -> list[dict]:
-    files = tasks.get(name).examples(MINI)
-    questions = list(read_lines(files.questions))
-    assert all((files.images / q["image"]).is_file() for q in questions)
+    task = tasks.get(name)
+    questions = list(read_lines(MINI / task.folder / task.splits[task.split(MINI)].questions))
+    assert [(q["question_id"], q["text"]) for q in questions] == [
+        (e.question_id, e.prompt) for e in task.examples(MINI)
+    ]
     assert len(questions) >= LEAST_QUESTIONS
     return questions
 

@@ -7,12 +7,16 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dart.bench._report import write_json
 from llava.cli_errors import UserError
+from llava.files import read_json
+
+if TYPE_CHECKING:
+    from llava.eval.examples import Example
 
 Key = tuple[str, str]
 
@@ -42,16 +46,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not isinstance(row, dict):
                 raise UserError(f"{path} line {number} must be a JSON object, got {type(row).__name__}")
             yield row
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file's value. Raises UserError naming a file that is missing or broken."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); get the file again") from error
 
 
 def finished(path: Path) -> Counter[Key]:
@@ -89,16 +83,16 @@ class AnswersFile:
         self.done = finished(path)
         self._check(settings)
 
-    def open_questions(self, questions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The questions without an answer, in order; one that is asked twice needs two answers."""
+    def open_questions(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples without an answer, in order; one that is asked twice needs two answers."""
         left = self.done.copy()
         todo = []
-        for question in questions:
-            key = key_of(question["question_id"], question["text"])
+        for example in examples:
+            key = key_of(example.question_id, example.prompt)
             if left[key]:
                 left[key] -= 1
             else:
-                todo.append(question)
+                todo.append(example)
         return todo
 
     def _repair(self) -> None:

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from llava.cli_errors import UserError, exits_cleanly
-from llava.eval.answers import read_json, read_lines
+from llava.eval.answers import read_lines
 from llava.eval.report import emit
 from llava.eval.tasks.textvqa import score_answers
+from llava.files import read_json
 
 
 @exits_cleanly

@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
-import math
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TextStreamer
 
 from llava.cli_errors import UserError
-from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_TOKEN
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
 from llava.dart_args import add_dart_arguments, check_image_span, dart_config_from_args
-from llava.eval.answers import AnswersFile, answer_id, read_lines
-from llava.mm_utils import get_model_name_from_path, load_image, process_images, tokenizer_image_token
+from llava.eval.answers import AnswersFile, answer_id
+from llava.eval.examples import Example, chunk_of, digest_of, read_question_file
+from llava.eval.prompts import Batch, Encoded, build_prompt, collate, encode
+from llava.eval.sampling import check_decoding, decoding_of
+from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 
-QUESTION_FIELDS = ("question_id", "image", "text")
+GREY = 128
+SETTINGS = (
+    "model_path",
+    "model_base",
+    "torch_dtype",
+    "conv_mode",
+    "temperature",
+    "top_p",
+    "num_beams",
+    "max_new_tokens",
+    "blind",
+    "num_chunks",
+    "chunk_idx",
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +90,7 @@ def add_loop_arguments(parser: argparse.ArgumentParser, files: bool = True) -> N
     parser.add_argument(
         "--is_textvqa",
         action="store_true",
-        help="accepted for the original's scripts; prompts are the question file's either way",
+        help="accepted and ignored: the question file's prompts say themselves whether they hold OCR text",
     )
 
 
@@ -97,112 +111,72 @@ def load(args: argparse.Namespace) -> Loaded:
     return Loaded(tokenizer, model, processor, get_model_name_from_path(args.model_path))
 
 
-def read_questions(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The questions of this chunk. Raises UserError for a broken line, a missing field or a wrong chunk."""
-    path = Path(args.question_file)
-    questions = list(read_lines(path))
-    for number, row in enumerate(questions, 1):
-        if missing := [f for f in QUESTION_FIELDS if f not in row]:
-            raise UserError(
-                f"{path} question {number} lacks {', '.join(missing)}; expected the fields {', '.join(QUESTION_FIELDS)}"
-            )
-    if args.num_chunks < 1 or not 0 <= args.chunk_idx < args.num_chunks:
-        raise UserError(f"--chunk-idx {args.chunk_idx} must be between 0 and --num-chunks {args.num_chunks} - 1")
-    size = math.ceil(len(questions) / args.num_chunks)
-    return questions[args.chunk_idx * size : (args.chunk_idx + 1) * size]
+class EncodedExamples(Dataset):
+    """Each example's prompt and picture, or the error to raise for an unreadable picture."""
 
-
-def build_prompt(question: str, config: Any, mode: str) -> str:
-    """The whole prompt of one question about one picture."""
-    place = DEFAULT_IMAGE_TOKEN
-    if getattr(config, "mm_use_im_start_end", False):
-        place = DEFAULT_IM_START_TOKEN + place + DEFAULT_IM_END_TOKEN
-    conversation = get_template(mode)
-    conversation.append_message(conversation.roles[0], f"{place}\n{question}")
-    conversation.append_message(conversation.roles[1], None)
-    return conversation.get_prompt()
-
-
-Example = tuple[torch.Tensor, torch.Tensor]
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-class Examples(Dataset):
-    """(ids LongTensor [S], pixels [1, 3, H, W]) of each question, or the error to raise for an unreadable picture."""
-
-    def __init__(self, questions: list[dict[str, Any]], loaded: Loaded, args: argparse.Namespace):
-        self.questions, self.loaded, self.args = questions, loaded, args
+    def __init__(self, examples: Sequence[Example], loaded: Loaded, args: argparse.Namespace):
+        self.examples, self.loaded, self.args = examples, loaded, args
 
     def __len__(self) -> int:
-        return len(self.questions)
+        return len(self.examples)
 
-    def __getitem__(self, k: int) -> Example | UserError:
-        question, loaded = self.questions[k], self.loaded
+    def __getitem__(self, k: int) -> Encoded | UserError:
+        example, loaded, config = self.examples[k], self.loaded, self.loaded.model.config
         try:
-            image = load_image(str(Path(self.args.image_folder) / question["image"]))
+            image = example.picture()
         except (FileNotFoundError, ValueError) as error:
-            return UserError(f"question {question['question_id']}: {error}; answers so far are kept")
-        if self.args.blind:
-            image = image.point(lambda _: 128)
-        pixels = process_images([image], loaded.image_processor, loaded.model.config)
-        prompt = build_prompt(question["text"], loaded.model.config, self.args.conv_mode)
-        return tokenizer_image_token(prompt, loaded.tokenizer, return_tensors="pt"), pixels
+            return UserError(f"question {example.question_id}: {error}; answers so far are kept")
+        if image is not None and self.args.blind:
+            image = image.point(lambda _: GREY)
+        images = [] if image is None else [image]
+        prompt = build_prompt(example.text, config, self.args.conv_mode, len(images))
+        return encode(prompt, images, loaded.tokenizer, loaded.image_processor, config)
 
 
-def _collate(examples: list[Example | UserError]) -> tuple[Batch | None, UserError | None]:
-    """The examples before the first failed one as one left-padded batch (None without any), and that failure."""
-    errors = [e for e in examples if isinstance(e, UserError)]
-    good = list(itertools.takewhile(lambda e: not isinstance(e, UserError), examples))
-    error = errors[0] if errors else None
-    if not good:
-        return None, error
-    ids, pixels = zip(*good, strict=True)
-    masks = [torch.ones_like(i) for i in ids]
-    left = {"batch_first": True, "padding_side": "left"}
-    return (pad_sequence(list(ids), **left), pad_sequence(masks, **left), torch.cat(pixels)), error
+def batches_of(examples: Sequence[Example], size: int) -> Iterator[list[int]]:
+    """Indices of consecutive examples, at most `size` together, with and without pictures apart."""
+    for _, group in itertools.groupby(range(len(examples)), key=lambda k: examples[k].image is None):
+        same = list(group)
+        yield from (same[k : k + size] for k in range(0, len(same), size))
 
 
-def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
-    """`generate`'s arguments for --temperature and --top_p; a temperature of 0 is greedy."""
-    if args.temperature > 0:
-        return {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p}
-    return {"do_sample": False}
+def _collate(rows: list[Encoded | UserError]) -> tuple[Batch | None, UserError | None]:
+    """The examples before the first failed one as one batch (None without any), and that failure."""
+    good = [row for row in itertools.takewhile(lambda row: isinstance(row, Encoded), rows) if isinstance(row, Encoded)]
+    error = next((row for row in rows if isinstance(row, UserError)), None)
+    return (collate(good) if good else None), error
 
 
-def generate(loaded: Loaded, batch: Batch, args: argparse.Namespace) -> list[str]:
-    """The answers of one batch."""
+def generate(
+    loaded: Loaded, batch: Batch, args: argparse.Namespace, keys: Sequence[Any], streamer: TextStreamer | None = None
+) -> list[str]:
+    """The answers of one batch. keys: what names each row's question, for reproducible sampling."""
     model, tokenizer = loaded.model, loaded.tokenizer
-    ids, mask, pixels = (t.to(model.device) for t in batch)
+    images = batch.images
+    if images is not None:
+        device = {"device": model.device, "dtype": model.dtype}
+        images = images.to(**device) if isinstance(images, torch.Tensor) else [image.to(**device) for image in images]
     out = model.generate(
-        ids,
-        images=pixels.to(model.dtype),
-        attention_mask=mask,
-        num_beams=args.num_beams,
+        batch.ids.to(model.device),
+        images=images,
+        image_sizes=batch.sizes or None,
+        attention_mask=batch.mask.to(model.device),
         max_new_tokens=args.max_new_tokens,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        **sampling_of(args),
+        streamer=streamer,
+        **decoding_of(args, keys),
     )
     return [text.strip() for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
 
 
-def settings_of(args: argparse.Namespace, mapping: dict[str, Any] | None) -> dict[str, Any]:
+def settings_of(
+    args: argparse.Namespace, examples: Sequence[Example], mapping: dict[str, Any] | None
+) -> dict[str, Any]:
     """What the answers depend on; a resumed run must have the same."""
-    names = (
-        "conv_mode",
-        "temperature",
-        "top_p",
-        "num_beams",
-        "max_new_tokens",
-        "num_chunks",
-        "chunk_idx",
-        "blind",
-        "torch_dtype",
-    )
-    digest = hashlib.sha256(Path(args.question_file).read_bytes()).hexdigest()
-    return {n: getattr(args, n) for n in names} | {
-        "model_path": args.model_path,
+    return {name: getattr(args, name) for name in SETTINGS} | {
         "dart": mapping,
-        "question_file_sha256": digest,
+        "seed": args.seed if args.temperature > 0 else None,
+        "questions_sha256": digest_of(examples),
     }
 
 
@@ -220,61 +194,76 @@ def _describe(loaded: Loaded) -> str:
 
 def check_first_span(loaded: Loaded, batch: Batch, args: argparse.Namespace) -> None:
     """The two image_token_* flags against the first input, before anything is answered."""
-    if args.image_token_start_index is None and args.image_token_length is None:
+    if batch.images is None or (args.image_token_start_index is None and args.image_token_length is None):
         return
-    ids, mask, pixels = (t[:1].to(loaded.model.device) for t in batch)
-    merged = loaded.model.merge(ids, pixels, mask, None)
+    model = loaded.model
+    pictures = int((batch.ids[0] == IMAGE_TOKEN_INDEX).sum())
+    images = [image.to(model.device, model.dtype) for image in batch.images[:pictures]]
+    ids, mask = (t[:1].to(model.device) for t in (batch.ids, batch.mask))
+    merged = model.merge(ids, images, mask, None, batch.sizes[:pictures])
     check_image_span(args, merged.visual_span_ids[0].cpu())
 
 
-def run(args: argparse.Namespace, loaded: Loaded | None = None) -> int:
+def answer_row(example: Example, text: str, model_id: str) -> dict[str, Any]:
+    """A line of LLaVA's answers file."""
+    return {
+        "question_id": example.question_id,
+        "prompt": example.prompt,
+        "text": text,
+        **example.fields,
+        "answer_id": answer_id(example.question_id, example.prompt, text),
+        "model_id": model_id,
+        "metadata": {},
+    }
+
+
+def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequence[Example] | None = None) -> int:
     """Answer what is not answered yet; returns the number of new answers.
 
-    loaded: a model to reuse (its DART setting is replaced). Raises UserError for bad input; answers so far are kept.
+    loaded: a model to reuse (its DART setting is replaced). examples: the questions; by default those of
+    --question-file. Raises UserError for bad input; answers so far are kept.
     """
     mapping = dart_config_from_args(args)
+    check_decoding(args)
     if args.batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, got {args.batch_size}")
     get_template(args.conv_mode)
-    questions = read_questions(args)
+    if examples is None:
+        examples = read_question_file(Path(args.question_file), Path(args.image_folder))
+    examples = chunk_of(examples, args.num_chunks, args.chunk_idx)
     loaded = loaded or load(args)
     loaded.model.config.DART_config = mapping
-    print(f"model: {args.model_path}\ndata: {args.question_file} ({len(questions)} questions)", flush=True)
-    with AnswersFile(Path(args.answers_file), settings_of(args, mapping), args.overwrite) as answers:
-        todo = answers.open_questions(questions)
-        if len(todo) < len(questions):
-            print(f"resuming: {len(questions) - len(todo)} answers are there already")
-        examples = Examples(todo, loaded, args)
-        batches = DataLoader(examples, args.batch_size, collate_fn=_collate, num_workers=args.num_workers)
+    print(f"model: {args.model_path}\ndata: {args.question_file} ({len(examples)} questions)", flush=True)
+    with AnswersFile(Path(args.answers_file), settings_of(args, examples, mapping), args.overwrite) as answers:
+        todo = answers.open_questions(examples)
+        if len(todo) < len(examples):
+            print(f"resuming: {len(examples) - len(todo)} answers are there already")
         began = time.monotonic()
-        bar = tqdm(
-            total=len(questions), initial=len(questions) - len(todo), desc="answers", file=sys.stderr, mininterval=2
-        )
-        at = 0
-        for batch, error in batches:
-            if batch is None:
-                raise error
-            if at == 0:
-                check_first_span(loaded, batch, args)
-            texts = generate(loaded, batch, args)
-            if at == 0:
-                bar.write(_describe(loaded), file=sys.stdout)
-            for question, text in zip(todo[at : at + len(texts)], texts, strict=True):
-                answers.append(
-                    {
-                        "question_id": question["question_id"],
-                        "prompt": question["text"],
-                        "text": text,
-                        "answer_id": answer_id(question["question_id"], question["text"], text),
-                        "model_id": loaded.name,
-                        "metadata": {},
-                    }
-                )
-            at += len(texts)
-            bar.update(len(texts))
+        _answer(todo, len(examples) - len(todo), answers, loaded, args)
+    seconds, number = time.monotonic() - began, len(todo)
+    print(f"answered {number} questions in {seconds:.1f} s" + (f" ({number / seconds:.1f} a second)" if number else ""))
+    return number
+
+
+def _answer(todo: Sequence[Example], done: int, answers: AnswersFile, loaded: Loaded, args: argparse.Namespace) -> None:
+    """Append the answers of all examples, each batch as soon as it is there."""
+    batches = list(batches_of(todo, args.batch_size))
+    encoded = EncodedExamples(todo, loaded, args)
+    stream = DataLoader(encoded, batch_sampler=batches, collate_fn=_collate, num_workers=args.num_workers)
+    with tqdm(total=done + len(todo), initial=done, desc="answers", file=sys.stderr, mininterval=2) as bar:
+        described = False
+        for places, (batch, error) in zip(batches, stream, strict=True):
+            if batch is not None:
+                first = not described and batch.images is not None
+                if first:
+                    check_first_span(loaded, batch, args)
+                asked = [todo[k] for k in places[: len(batch.ids)]]
+                texts = generate(loaded, batch, args, [(e.question_id, e.prompt) for e in asked])
+                if first:
+                    bar.write(_describe(loaded), file=sys.stdout)
+                    described = True
+                for example, text in zip(asked, texts, strict=True):
+                    answers.append(answer_row(example, text, loaded.name))
+                bar.update(len(asked))
             if error is not None:
                 raise error
-        bar.close()
-    seconds = time.monotonic() - began
-    print(f"answered {at} questions in {seconds:.1f} s" + (f" ({at / seconds:.1f} a second)" if at else ""))
-    return at

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from dart.bench._report import write_json
+from llava.eval.answers import read_lines
+from llava.eval.tasks.base import Task
+
+UPLOADS = "answers_upload"
 
 
 def parts_of(figures: dict[str, Any]) -> list[dict[str, Any]]:
     """Table rows of the figures' parts (POPE's categories, MME's subtasks), or the figures themselves."""
     for name, parts in figures.items():
-        if isinstance(parts, dict) and all(isinstance(part, dict) for part in parts.values()):
+        if isinstance(parts, dict) and parts and all(isinstance(part, dict) for part in parts.values()):
             return [{name: part, **values} for part, values in parts.items()]
     return [figures]
 
@@ -26,4 +30,11 @@ def emit(figures: dict[str, Any], rows: list[dict[str, Any]], out: str | None) -
             print("  ".join(str(v).ljust(w) for v, w in zip(values, widths, strict=True)).rstrip())
     if out:
         write_json(Path(out), figures)
-    print(json.dumps(figures))
+    print(json.dumps(figures, ensure_ascii=False))
+
+
+def finish(task: Task, data: Path, answers_file: Path, split: str | None, out: str | None) -> None:
+    """Score a finished answers file, with the submission file in `answers_upload` beside it."""
+    stem = answers_file.parent / UPLOADS / answers_file.stem
+    figures = task.figures(data, list(read_lines(answers_file)), stem, split)
+    emit(figures, parts_of(figures), out)

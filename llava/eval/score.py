@@ -7,20 +7,19 @@ from pathlib import Path
 
 from llava.cli_errors import exits_cleanly
 from llava.eval import tasks
-from llava.eval.answers import read_lines
-from llava.eval.report import emit, parts_of
+from llava.eval.report import finish
 
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", required=True)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", required=True, help="folder that holds the benchmarks' folders")
+    parser.add_argument("--split", help="part of the benchmark, such as val; by default the first that is installed")
     parser.add_argument("--answers-file", required=True)
-    parser.add_argument("--out")
+    parser.add_argument("--out", help="write the figures to this file")
     args = parser.parse_args(argv)
-    figures = tasks.get(args.task).score(Path(args.data), list(read_lines(Path(args.answers_file))))
-    emit(figures, parts_of(figures), args.out)
+    finish(tasks.get(args.task), Path(args.data), Path(args.answers_file), args.split, args.out)
 
 
 if __name__ == "__main__":

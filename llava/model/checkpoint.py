@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import torch
 from safetensors import safe_open
 
+from llava.files import read_json
+
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
-
-
-def read_json(path: str) -> dict:
-    """A JSON object. Raises ValueError naming the file when it is broken."""
-    with open(path, encoding="utf-8") as file:
-        try:
-            return json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid JSON ({error}): download the checkpoint again") from error
 
 
 def check_folder(path: str) -> None:

@@ -8,17 +8,17 @@ from __future__ import annotations
 import argparse
 import sys
 
-import torch
 from PIL import Image
 from transformers import TextStreamer
 
 from llava.cli_errors import exits_cleanly
-from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_template
 from llava.dart_args import dart_config_from_args
-from llava.eval.loop import Loaded, add_model_arguments, load, sampling_of
+from llava.eval.loop import Loaded, add_model_arguments, generate, load
+from llava.eval.prompts import collate, encode, user_turn
 from llava.eval.run_llava import EMBEDDED
-from llava.mm_utils import load_image, process_images, tokenizer_image_token
+from llava.eval.sampling import check_decoding
+from llava.mm_utils import load_image
 
 DEFAULT_NEW_TOKENS = 512
 
@@ -28,21 +28,9 @@ def answer(loaded: Loaded, prompt: str, images: list[Image.Image], args: argpars
 
     The whole conversation is encoded anew, so that every turn's question chooses its own vision tokens.
     """
-    model = loaded.model
-    ids = tokenizer_image_token(prompt, loaded.tokenizer, return_tensors="pt")[None].to(model.device)
-    pixels = (
-        process_images(images, loaded.image_processor, model.config).to(model.device, model.dtype) if images else None
-    )
-    out = model.generate(
-        ids,
-        images=pixels,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=args.max_new_tokens,
-        streamer=TextStreamer(loaded.tokenizer, skip_special_tokens=True),
-        pad_token_id=loaded.tokenizer.eos_token_id,
-        **sampling_of(args),
-    )
-    return loaded.tokenizer.decode(out[0], skip_special_tokens=True).strip()
+    batch = collate([encode(prompt, images, loaded.tokenizer, loaded.image_processor, loaded.model.config)])
+    streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)
+    return generate(loaded, batch, args, [prompt], streamer)[0]
 
 
 def read_line(role: str) -> str | None:
@@ -60,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.set_defaults(max_new_tokens=DEFAULT_NEW_TOKENS)
     args = parser.parse_args(argv)
     mapping = dart_config_from_args(args)
+    check_decoding(args)
     images = [load_image(args.image_file)] if args.image_file else []
     loaded = load(args)
     loaded.model.config.DART_config = mapping
@@ -75,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
             continue
         if not line:
             continue
-        conversation.append_message(conversation.roles[0], (DEFAULT_IMAGE_TOKEN + "\n") * pending + line)
+        conversation.append_message(conversation.roles[0], user_turn(line, pending, loaded.model.config))
         conversation.append_message(conversation.roles[1], None)
         pending = 0
         print(f"{conversation.roles[1]}: ", end="", flush=True)

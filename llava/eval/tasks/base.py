@@ -1,43 +1,93 @@
-"""The contract of a benchmark: where its examples are, and how answers are scored."""
+"""The contract of a benchmark: what it asks, how answers are scored, what its server wants."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 from llava.cli_errors import UserError
+from llava.eval.examples import Example, check_pictures, read_question_file
+
+Answers = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class ExampleFiles:
-    """What the loop reads: LLaVA's question file and the folder of pictures."""
+class Split:
+    """One part of a benchmark, such as val or test.
 
-    questions: Path
-    images: Path
+    files: what must be there, relative path -> what it is. questions: the question file; images: the folder of the
+    pictures. server: where the score is made, for a part without public answers.
+    """
+
+    files: Mapping[str, str]
+    questions: str
+    images: str = ""
+    server: str = ""
 
 
-class Task(Protocol):
-    """One benchmark in its official layout below a data folder."""
+class Task(ABC):
+    """One benchmark in its official layout in the folder `folder` below a data folder.
 
+    A new benchmark sets the class attributes and writes `score`; `read` and `upload` are for what differs from LLaVA's
+    question file and for benchmarks with a server. splits: the first one that is installed is the default.
+    """
+
+    folder: str
     source: str
-    max_new_tokens: int
+    splits: Mapping[str, Split]
+    max_new_tokens = 128
+    conv_mode: str | None = None
 
-    def examples(self, data: Path) -> ExampleFiles:
-        """The benchmark's files. Raises UserError naming what is missing."""
-        ...
+    def split(self, data: Path, name: str | None = None) -> str:
+        """The split of that name, else the first that is installed. Raises UserError for an unknown name."""
+        if name is not None and name not in self.splits:
+            raise UserError(f"{self.folder} has no split {name!r}; known: {', '.join(self.splits)}")
+        home = data / self.folder
+        installed = (n for n, s in self.splits.items() if all((home / path).exists() for path in s.files))
+        return name or next(installed, next(iter(self.splits)))
 
-    def score(self, data: Path, answers: list[dict[str, Any]]) -> dict[str, Any]:
-        """Figures of an answers file; `score` is the headline, in the benchmark's unit."""
-        ...
+    def examples(self, data: Path, split: str | None = None) -> Sequence[Example]:
+        """All questions. Raises UserError naming every file or the picture that is missing."""
+        home, part = data / self.folder, self.splits[self.split(data, split)]
+        require(home, part.files, self.source)
+        examples = self.read(home, part)
+        check_pictures(examples, home, self.source)
+        return examples
+
+    def read(self, home: Path, part: Split) -> Sequence[Example]:
+        """The questions of a complete folder."""
+        return read_question_file(home / part.questions, home / part.images)
+
+    @abstractmethod
+    def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
+        """Figures of an answers file; `score` is the headline, in the benchmark's unit.
+
+        Not called for a split with a server. Raises UserError for answers that are not the benchmark's.
+        """
+
+    def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path | None:
+        """Write the official submission file (`stem` with the server's suffix); None for benchmarks without."""
+        return None
+
+    def figures(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> dict[str, Any]:
+        """The submission file and, where the answers are public, the score."""
+        name = self.split(data, split)
+        written = self.upload(data, answers, stem, name)
+        extra = {"submission": str(written)} if written is not None else {}
+        if server := self.splits[name].server:
+            return {"score": None, "samples": len(answers), "split": name, "server": server, **extra}
+        return {**self.score(data, answers, name), **({"split": name} if len(self.splits) > 1 else {}), **extra}
 
 
 TASKS: dict[str, Task] = {}
+TaskClass = TypeVar("TaskClass", bound=type[Task])
 
 
-def register(name: str) -> Callable[[type], type]:
-    def add(cls: type) -> type:
+def register(name: str) -> Callable[[TaskClass], TaskClass]:
+    def add(cls: TaskClass) -> TaskClass:
         if name in TASKS:
             raise ValueError(f"benchmark {name!r} is already registered by {type(TASKS[name]).__module__}")
         TASKS[name] = cls()
@@ -46,8 +96,18 @@ def register(name: str) -> Callable[[type], type]:
     return add
 
 
-def require(folder: Path, paths: dict[str, str], source: str) -> None:
+def require(folder: Path, paths: Mapping[str, str], source: str) -> None:
     """Raise one clear error for everything that a benchmark folder lacks. paths: relative path -> what it is."""
     missing = [f"{path} ({what})" for path, what in paths.items() if not (folder / path).exists()]
     if missing:
         raise UserError(f"benchmark folder {folder} lacks {', '.join(missing)}; get it from {source}")
+
+
+def percent(part: float, whole: float) -> float:
+    """100 * part / whole with two decimals; 0 of nothing."""
+    return round(100 * part / whole, 2) if whole else 0.0
+
+
+def by_question(answers: Answers) -> dict[str, Mapping[str, Any]]:
+    """Answers by question id, as text: files differ in whether ids are numbers."""
+    return {str(row["question_id"]): row for row in answers}

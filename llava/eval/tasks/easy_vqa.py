@@ -6,26 +6,23 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli_errors import UserError
-from llava.eval.answers import read_json
 from llava.eval.normalize import normalize_answer
-from llava.eval.tasks.base import ExampleFiles, register, require
+from llava.eval.tasks.base import Answers, Split, Task, percent, register
+from llava.files import read_json
 
 QUESTIONS, IMAGES, ANSWERS = "llava_easy_vqa_test.jsonl", "images", "answers.json"
 
 
 @register("easy_vqa")
-class EasyVqa:
+class EasyVqa(Task):
+    folder = "easy_vqa"
     source = "pip install easy-vqa, then python -m scripts.tiny.easy_vqa"
+    splits = {"test": Split({QUESTIONS: "questions", IMAGES: "pictures", ANSWERS: "answers"}, QUESTIONS, IMAGES)}
     max_new_tokens = 16
 
-    def examples(self, data: Path) -> ExampleFiles:
-        folder = data / "easy_vqa"
-        require(folder, {QUESTIONS: "questions", IMAGES: "pictures", ANSWERS: "answers"}, self.source)
-        return ExampleFiles(folder / QUESTIONS, folder / IMAGES)
-
-    def score(self, data: Path, answers: list[dict[str, Any]]) -> dict[str, Any]:
-        truth = read_json(data / "easy_vqa" / ANSWERS)
+    def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
+        truth = read_json(data / self.folder / ANSWERS)
         if unknown := [row["question_id"] for row in answers if row["question_id"] not in truth]:
             raise UserError(f"easy-VQA has no question {unknown[0]}; convert the same split again")
         right = sum(normalize_answer(row["text"]) == normalize_answer(truth[row["question_id"]]) for row in answers)
-        return {"score": round(100 * right / max(1, len(answers)), 2), "samples": len(answers)}
+        return {"score": percent(right, len(answers)), "samples": len(answers)}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llava.cli_errors import UserError
-from llava.eval.tasks.base import ExampleFiles, register, require
+from llava.eval.tasks.base import Answers, Split, Task, register
 
 QUESTIONS, IMAGES = "llava_mme.jsonl", "MME_Benchmark_release_version"
 GROUPS = {
@@ -58,7 +59,7 @@ def read_yes_no(text: str) -> str:
     return "yes" if "yes" in head else "no" if "no" in head else "other"
 
 
-def truth_of(truth: Truth, row: dict[str, Any]) -> tuple[str, str, str]:
+def truth_of(truth: Truth, row: Mapping[str, Any]) -> tuple[str, str, str]:
     """(subtask, picture, Yes or No) of an answer. Raises UserError when MME does not have the question."""
     subtask, _, picture = str(row["question_id"]).partition("/")
     stem = Path(picture).stem
@@ -100,18 +101,14 @@ def score_rows(rows: list[tuple[str, str, str, str]]) -> dict[str, Any]:
 
 
 @register("mme")
-class Mme:
+class Mme(Task):
+    folder = "MME"
     source = (
         "https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models (MME) "
         "and LLaVA's eval.zip (the question file)"
     )
-    max_new_tokens = 128
+    splits = {"test": Split({QUESTIONS: "questions", IMAGES: "pictures and answers"}, QUESTIONS, IMAGES)}
 
-    def examples(self, data: Path) -> ExampleFiles:
-        folder = data / "MME"
-        require(folder, {QUESTIONS: "questions", IMAGES: "pictures and answers"}, self.source)
-        return ExampleFiles(folder / QUESTIONS, folder / IMAGES)
-
-    def score(self, data: Path, answers: list[dict[str, Any]]) -> dict[str, Any]:
-        truth = read_truth(data / "MME" / IMAGES)
+    def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
+        truth = read_truth(data / self.folder / IMAGES)
         return score_rows([(*truth_of(truth, row), row["text"]) for row in answers])

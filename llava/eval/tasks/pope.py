@@ -7,7 +7,7 @@ from typing import Any
 
 from llava.cli_errors import UserError
 from llava.eval.answers import read_lines
-from llava.eval.tasks.base import ExampleFiles, register, require
+from llava.eval.tasks.base import Answers, Split, Task, register
 
 QUESTIONS, IMAGES, ANNOTATIONS = "llava_pope_test.jsonl", "val2014", "coco"
 CATEGORIES = ("random", "popular", "adversarial")
@@ -36,7 +36,7 @@ def figures(answers: list[bool], labels: list[bool]) -> dict[str, float]:
     return {k: round(100 * v, 2) for k, v in shares.items()} | {"samples": len(pairs)}
 
 
-def score_answers(annotation_dir: Path, questions: Path, answers: list[dict[str, Any]]) -> dict[str, Any]:
+def score_answers(annotation_dir: Path, questions: Path, answers: Answers) -> dict[str, Any]:
     """Figures by category; the headline is the mean F1. A category without answers is left out.
 
     Labels belong to the questions of a category in order, as in LLaVA's files. Raises UserError when they do not fit.
@@ -72,17 +72,16 @@ def score_answers(annotation_dir: Path, questions: Path, answers: list[dict[str,
 
 
 @register("pope")
-class Pope:
+class Pope(Task):
+    folder = "pope"
     source = (
         "https://github.com/AoiDragon/POPE (output/coco), COCO val2014 pictures "
         "and LLaVA's eval.zip (the question file)"
     )
-    max_new_tokens = 128
+    splits = {
+        "test": Split({QUESTIONS: "questions", IMAGES: "pictures", ANNOTATIONS: "annotations"}, QUESTIONS, IMAGES)
+    }
 
-    def examples(self, data: Path) -> ExampleFiles:
-        folder = data / "pope"
-        require(folder, {QUESTIONS: "questions", IMAGES: "pictures", ANNOTATIONS: "annotations"}, self.source)
-        return ExampleFiles(folder / QUESTIONS, folder / IMAGES)
-
-    def score(self, data: Path, answers: list[dict[str, Any]]) -> dict[str, Any]:
-        return score_answers(data / "pope" / ANNOTATIONS, data / "pope" / QUESTIONS, answers)
+    def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
+        home = data / self.folder
+        return score_answers(home / ANNOTATIONS, home / QUESTIONS, answers)

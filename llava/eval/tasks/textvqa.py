@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli_errors import UserError
-from llava.eval.answers import read_json
 from llava.eval.normalize import vqa_accuracy
-from llava.eval.tasks.base import ExampleFiles, register, require
+from llava.eval.tasks.base import Answers, Split, Task, percent, register
+from llava.files import read_json
 
 QUESTIONS, IMAGES, ANNOTATIONS = "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"
 
@@ -25,7 +25,7 @@ def question_of(prompt: str) -> str:
     return lines[at].strip().lower()
 
 
-def score_answers(annotations: dict[str, Any], answers: list[dict[str, Any]]) -> dict[str, Any]:
+def score_answers(annotations: dict[str, Any], answers: Answers) -> dict[str, Any]:
     """Accuracy in percent over the answers. Raises UserError for an answer without annotation."""
     references = {(str(a["image_id"]), a["question"].strip().lower()): a["answers"] for a in annotations["data"]}
     total = 0.0
@@ -37,21 +37,17 @@ def score_answers(annotations: dict[str, Any], answers: list[dict[str, Any]]) ->
             )
         total += vqa_accuracy(row["text"], references[key])
     return {
-        "score": round(100 * total / max(1, len(answers)), 2),
+        "score": percent(total, len(answers)),
         "samples": len(answers),
         "annotated": len(references),
     }
 
 
 @register("textvqa")
-class TextVqa:
+class TextVqa(Task):
+    folder = "textvqa"
     source = "https://textvqa.org/dataset (annotations 0.5.1 and images) and LLaVA's eval.zip (the question file)"
-    max_new_tokens = 128
+    splits = {"val": Split({QUESTIONS: "questions", IMAGES: "pictures", ANNOTATIONS: "annotations"}, QUESTIONS, IMAGES)}
 
-    def examples(self, data: Path) -> ExampleFiles:
-        folder = data / "textvqa"
-        require(folder, {QUESTIONS: "questions", IMAGES: "pictures", ANNOTATIONS: "annotations"}, self.source)
-        return ExampleFiles(folder / QUESTIONS, folder / IMAGES)
-
-    def score(self, data: Path, answers: list[dict[str, Any]]) -> dict[str, Any]:
-        return score_answers(read_json(data / "textvqa" / ANNOTATIONS), answers)
+    def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
+        return score_answers(read_json(data / self.folder / ANNOTATIONS), answers)
