@@ -1,0 +1,194 @@
+"""A table of benchmarks, strategies and budgets: `python -m llava.eval.suite --benchmarks pope,mme --keep 192,128,64`.
+
+Every cell (a benchmark under a setting) is one run of the evaluation loop. Finished cells are written to one JSON file
+at once and are not run again; an interrupted one resumes at its last answer. A benchmark that cannot be run is a row of
+the table that says why, and is tried again the next time. Flags of the loop (--device, --batch-size, ...) pass through.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import dart
+from dart.bench._report import provenance, write_json
+from llava.cli_errors import UserError, exits_cleanly, one_line
+from llava.eval import tasks
+from llava.eval.answers import read_lines
+from llava.eval.loop import Loaded, add_loop_arguments, load, run
+from llava.eval.suite_table import to_html, to_markdown
+from llava.files import read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+EMBEDDED_MODEL, EMBEDDED_DATA = ROOT / "playground/models/llava-tiny", ROOT / "playground/data/mini"
+WEIGHT_FILES = ("*.safetensors", "*.bin")
+HASHED_BYTES = 1 << 20  # of each end of a weight file: content enough to tell checkpoints apart, quick for large ones
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table. keep: None = unpruned; blind: every picture replaced by grey."""
+
+    name: str
+    strategy: str | None = None
+    keep: int | None = None
+    pivot_order: str | None = None
+    seed: int | None = None
+    blind: bool = False
+
+    def flags(self) -> list[str]:
+        if self.keep is None:
+            return ["--blind"] if self.blind else []
+        flags = ["--sparse", "--max_num_trunction", str(self.keep), "--strategy", str(self.strategy)]
+        flags += ["--pivot_order", self.pivot_order] if self.pivot_order else []
+        return flags + (["--seed", str(self.seed)] if self.seed is not None else [])
+
+
+def settings_of(
+    strategies: list[str], keeps: list[int], pivot_orders: list[str], seeds: list[int], blind: bool
+) -> Iterator[Setting]:
+    """The table's rows: unpruned, blind, then every budget with every strategy (each pivot order, each seed)."""
+    yield Setting("unpruned")
+    if blind:
+        yield Setting("blind", blind=True)
+    for keep in keeps:
+        for strategy in strategies:
+            if strategy == RANDOM:
+                for seed in seeds:
+                    yield Setting(f"{strategy}-{keep}-seed{seed}", strategy, keep, seed=seed)
+            elif strategy == "dart":
+                for order in pivot_orders:
+                    yield Setting(f"{strategy}-{order}-{keep}", strategy, keep, order)
+            else:
+                yield Setting(f"{strategy}-{keep}", strategy, keep)
+
+
+def fingerprint(checkpoint: str) -> str:
+    """Tells one checkpoint from another: of a folder's weights (sizes, both ends), else of the hub's name."""
+    digest = hashlib.sha256()
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        digest.update(checkpoint.encode())
+    for path in sorted(p for pattern in WEIGHT_FILES for p in folder.glob(pattern)):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(HASHED_BYTES))
+            file.seek(max(0, size - HASHED_BYTES))
+            digest.update(file.read(HASHED_BYTES))
+    return digest.hexdigest()
+
+
+class Suite:
+    """Runs the missing cells of one results file. Raises UserError for a file of another checkpoint."""
+
+    def __init__(self, checkpoint: str, data_of: Callable[[str], Path], out: Path, work: Path, loop_flags: list[str]):
+        self.checkpoint, self.data_of, self.out, self.loop_flags = checkpoint, data_of, out, loop_flags
+        self.parser = argparse.ArgumentParser(prog="suite: flags of the loop")
+        add_loop_arguments(self.parser, files=False)
+        digest = fingerprint(checkpoint)
+        self.work = work / digest[:12]
+        known = read_json(out) if out.is_file() else {"checkpoint_sha256": digest}
+        if known.get("checkpoint_sha256") != digest:
+            raise UserError(
+                f"{out} holds results of another checkpoint; choose another --out, or start with --overwrite"
+            )
+        self.results = {"checkpoint_sha256": digest, "settings": [], "cells": {}} | known
+        self._loaded: Loaded | None = None
+
+    def cells(self, benchmarks: list[str], settings: list[Setting]) -> None:
+        """Run what is missing, row by row, and write the results after every cell."""
+        named = {s["name"]: s for s in self.results["settings"]} | {s.name: asdict(s) for s in settings}
+        self.results["settings"] = list(named.values())
+        for setting in settings:
+            for benchmark in benchmarks:
+                key = f"{benchmark}/{setting.name}"
+                if "score" not in self.results["cells"].get(key, {}):
+                    print(f"--- {key}", flush=True)
+                    self.results["cells"][key] = self._cell(benchmark, setting)
+                    self._write()
+        self._write()
+
+    def _write(self) -> None:
+        self.results |= provenance()
+        write_json(self.out, self.results)
+        self.out.with_suffix(".md").write_text(to_markdown(self.results), encoding="utf-8")
+        self.out.with_suffix(".html").write_text(to_html(self.results), encoding="utf-8")
+
+    def _cell(self, benchmark: str, setting: Setting) -> dict[str, Any]:
+        """The figures of one cell, or `error` and the reason."""
+        try:
+            return self._evaluate(benchmark, setting)
+        except (UserError, FileNotFoundError) as error:
+            print(f"not run: {one_line(error)}", flush=True)
+            return {"error": one_line(error)}
+
+    def _evaluate(self, benchmark: str, setting: Setting) -> dict[str, Any]:
+        task, data = tasks.get(benchmark), self.data_of(benchmark)
+        examples = task.examples(data)
+        answers = self.work / benchmark / f"{setting.name}.jsonl"
+        flags = ["--model-path", self.checkpoint, "--answers-file", str(answers), *self.loop_flags, *setting.flags()]
+        args = self.parser.parse_args(flags)
+        args.question_file = str(data / task.folder)
+        args.max_new_tokens = task.max_new_tokens
+        if self._loaded is None:
+            self._loaded = load(args)
+        run(args, self._loaded, examples)
+        figures = task.figures(data, list(read_lines(answers)), answers.with_suffix(""))
+        handle = self._loaded.model.dart_handle
+        if handle is not None and handle.last is not None:
+            last = handle.last
+            figures |= {
+                "tokens": [last.visual_before[0], last.visual_after[0]],
+                "mean_tokens": last.mean_visual_tokens[0],
+            }
+        return figures
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _numbers(text: str) -> list[int]:
+    if not all(word.isdigit() and int(word) > 0 for word in _words(text)):
+        raise argparse.ArgumentTypeError(f"expected whole numbers with commas between, got {text!r}")
+    return [int(word) for word in _words(text)]
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
+    parser.add_argument("--data", default=str(EMBEDDED_DATA), help="folder that holds the benchmarks' folders")
+    parser.add_argument("--benchmarks", type=_words, default="textvqa,pope,mme")
+    parser.add_argument("--keep", type=_numbers, default="192,128,64", help="budgets in vision tokens")
+    parser.add_argument("--strategies", type=_words, default="dart,random,uniform")
+    parser.add_argument("--pivot-orders", type=_words, default="original")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of the random strategy")
+    parser.add_argument("--blind", action="store_true", help="also ask with every picture replaced by grey")
+    parser.add_argument("--out", type=Path, help="the results' JSON file; tables are written beside it (.md, .html)")
+    parser.add_argument("--overwrite", action="store_true", help="throw earlier results away")
+    args, loop_flags = parser.parse_known_args(argv)
+    for name in args.strategies:
+        dart.strategies.get(name)
+    for name in args.benchmarks:
+        tasks.get(name)
+    out = args.out or ROOT / "outputs" / "suite" / f"{Path(args.ckpt).name}.json"
+    if args.overwrite:
+        out.unlink(missing_ok=True)
+        loop_flags.append("--overwrite")
+    settings = settings_of(args.strategies, args.keep, args.pivot_orders, list(range(args.seeds)), args.blind)
+    suite = Suite(args.ckpt, lambda _: Path(args.data), out, out.parent / f"{out.stem}-answers", loop_flags)
+    suite.cells(args.benchmarks, list(settings))
+    print(to_markdown(suite.results))
+    print(json.dumps({"results": str(out), "cells": len(suite.results["cells"])}))
+
+
+if __name__ == "__main__":
+    main()

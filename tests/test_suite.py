@@ -1,0 +1,125 @@
+"""The table of benchmarks, strategies and budgets."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from llava.eval import suite, suite_table
+from llava.eval.suite import Setting, fingerprint, settings_of
+
+MINI = suite.EMBEDDED_DATA
+QUESTIONS = 3
+# The paper's Table 1 (LLaVA-1.5-7B): unpruned, then 192, 128 and 64 tokens with their published averages.
+PAPER = {
+    "unpruned": (61.9, 64.7, 58.1, 1862, 85.9, 69.5, 78.5, 58.2, 50.0, 297),
+    "192": (60.0, 63.6, 57.0, 1856, 82.8, 69.8, 76.7, 57.4, 51.2, 296),
+    "128": (58.7, 63.2, 57.5, 1840, 80.1, 69.1, 75.9, 56.4, 51.7, 296),
+    "64": (55.9, 60.6, 53.2, 1765, 73.9, 69.8, 72.4, 54.4, 51.6, 270),
+}
+PAPER_AVERAGES = {"192": 98.8, "128": 98.0, "64": 93.7}
+
+
+@pytest.mark.parametrize("row", PAPER_AVERAGES)
+def test_the_average_is_the_papers(row):
+    benchmarks = [str(k) for k in range(len(PAPER["unpruned"]))]
+    scores = {name: {b: [float(v)] for b, v in zip(benchmarks, values, strict=True)} for name, values in PAPER.items()}
+    average = suite_table.relative_average(scores[row], scores["unpruned"], benchmarks)
+    assert average == pytest.approx(PAPER_AVERAGES[row], abs=0.06)
+
+
+def test_the_average_needs_every_benchmark():
+    assert suite_table.relative_average({"a": [1.0]}, {"a": [2.0], "b": [2.0]}, ["a", "b"]) is None
+    assert suite_table.relative_average({"a": [1.0]}, {"a": [0.0]}, ["a"]) is None
+
+
+def test_settings_cover_orders_seeds_and_controls():
+    names = [s.name for s in settings_of(["dart", "random", "uniform"], [64], ["original", "norm"], [0, 1], True)]
+    controls = ["random-64-seed0", "random-64-seed1", "uniform-64"]
+    assert names == ["unpruned", "blind", "dart-original-64", "dart-norm-64", *controls]
+
+
+def results_with(cells: dict) -> dict:
+    settings = [Setting("unpruned"), *(Setting(f"random-64-seed{k}", "random", 64, seed=k) for k in (0, 1))]
+    origin = {"checkpoint_sha256": "0" * 64, "commit": "c", "date": "d", "hardware": "h<w"}
+    return {"settings": [vars(s) for s in settings], "cells": cells, **origin}
+
+
+def test_seeds_are_one_row_and_what_failed_is_named():
+    cells = {"pope/unpruned": {"score": 80.0}, "gqa/unpruned": {"error": "no such folder"}}
+    cells |= {
+        f"pope/random-64-seed{k}": {"score": s, "tokens": [576, 68], "mean_tokens": 82.1}
+        for k, s in ((0, 70.0), (1, 74.0))
+    }
+    text = suite_table.to_markdown(results_with(cells))
+    assert "| random-64 | 72.0 ±2.0 | - | 90.0 % |" in text
+    assert "keep 64: 576 -> 68 tokens, 82 as a mean over layers" in text
+    assert "GQA has no score: no such folder" in text
+    assert "h&lt;w" in suite_table.to_html(results_with(cells))
+
+
+def test_checkpoints_differ_by_content_not_by_name(tmp_path):
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+    a, b, c = (fingerprint(str(tmp_path / name)) for name in "abc")
+    assert a == b != c
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """TextVQA-mini with its first questions alone."""
+    root = tmp_path_factory.mktemp("data")
+    shutil.copytree(MINI / "textvqa", root / "textvqa")
+    path = root / "textvqa" / "llava_textvqa_val_v051_ocr.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:QUESTIONS]))
+    return root
+
+
+def run_suite(data: Path, out: Path, *flags: str) -> dict:
+    own = ["--data", str(data), "--out", str(out), "--keep", "64", "--device", "cpu"]
+    suite.main([*own, "--strategies", "uniform", "--benchmarks", "textvqa,gqa", *flags])
+    return json.loads(out.read_text())
+
+
+def test_runs_what_is_missing_and_says_what_cannot_run(data, tmp_path, capsys):
+    out = tmp_path / "table.json"
+    first = run_suite(data, out)
+    cells = first["cells"]
+    assert {"textvqa/unpruned", "textvqa/uniform-64"} <= {k for k, f in cells.items() if "score" in f}
+    assert cells["textvqa/uniform-64"]["tokens"] == [576, 68]
+    assert "gqa" in cells["gqa/unpruned"]["error"]
+    assert "| uniform-64 |" in out.with_suffix(".md").read_text()
+    assert "uniform-64" in out.with_suffix(".html").read_text()
+    capsys.readouterr()
+    assert run_suite(data, out)["cells"] == cells
+    printed = capsys.readouterr().out
+    assert "--- gqa/unpruned" in printed, "what failed is tried again"
+    assert "--- textvqa/" not in printed, "what is finished is not run again"
+
+
+def test_results_of_another_checkpoint_are_refused(data, tmp_path, capsys):
+    out = tmp_path / "table.json"
+    before = json.dumps({"checkpoint_sha256": "0", "settings": [], "cells": {}})
+    out.write_text(before)
+    with pytest.raises(SystemExit) as stop:
+        run_suite(data, out)
+    assert stop.value.code == 2
+    assert "another checkpoint" in capsys.readouterr().err
+    assert out.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("--strategies", "dartt", "unknown strategy 'dartt' (did you mean dart?)"),
+        ("--benchmarks", "textvka", "unknown benchmark 'textvka'"),
+        ("--keep", "12,x", "whole numbers"),
+    ],
+)
+def test_bad_words_are_named(flag, value, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        suite.main([flag, value])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
