@@ -149,14 +149,30 @@ def normalize_answer(text: str) -> str:
     return normalize_vqa(text.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
 
 
+def _leave_one_out(matches: list[bool]) -> float:
+    """Over each way to leave one reference out, min(matches among the others / 3, 1), averaged."""
+    if len(matches) < 2:
+        raise ValueError(f"VQA accuracy needs several reference answers (officially 10), got {len(matches)}")
+    total = sum(matches)
+    return sum(min((total - match) / 3, 1.0) for match in matches) / len(matches)
+
+
 def vqa_accuracy(answer: str, references: list[str]) -> float:
-    """The official score in [0, 1]: over each way to leave one reference out, min(matches / 3, 1), averaged.
+    """TextVQA's score in [0, 1]: the official formula on answers of the evaluator's own normalisation.
 
     Raises ValueError without at least two references.
     """
-    if len(references) < 2:
-        raise ValueError(f"VQA accuracy needs several reference answers (officially 10), got {len(references)}")
     given = normalize_answer(answer)
-    matches = [normalize_answer(reference) == given for reference in references]
-    total = sum(matches)
-    return sum(min((total - match) / 3, 1.0) for match in matches) / len(matches)
+    return _leave_one_out([normalize_answer(reference) == given for reference in references])
+
+
+def challenge_accuracy(answer: str, references: list[str]) -> float:
+    """The VQA challenge's score in [0, 1] of an answer as it is submitted.
+
+    As in the official evaluator, answers are only normalised where the references differ among themselves. Raises
+    ValueError without at least two references.
+    """
+    given, *others = (t.replace("\n", " ").replace("\t", " ").strip() for t in (answer, *references))
+    if len(set(others)) > 1:
+        given, others = normalize_vqa(given), [normalize_vqa(other) for other in others]
+    return _leave_one_out([other == given for other in others])

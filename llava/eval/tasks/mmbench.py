@@ -1,0 +1,129 @@
+"""MMBench and its Chinese twin: options in all rotations, a question counts when every rotation is answered right."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.cli_errors import UserError
+from llava.eval.choices import LETTER_REQUEST, LETTER_REQUEST_CN, ask
+from llava.eval.circular import OPTIONS, Row, has_rotations, score_answers
+from llava.eval.examples import Example
+from llava.eval.tables import read_tsv, write_xlsx
+from llava.eval.tasks.base import Answers, Split, Task, register
+
+COLUMNS = ("index", "question", "hint", "A", "B", "image")
+NOT_SUBMITTED = {"hint", "category", "source", "image", "comment", "l2-category"}
+PREDICTION_COLUMN = 6
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The table, with `index` as int. Raises UserError naming a missing column or a bad index."""
+    rows: list[dict[str, Any]] = []
+    for number, row in enumerate(read_tsv(path, COLUMNS), 1):
+        if not str(row["index"]).isdigit():
+            raise UserError(f"{path} row {number}: index must be a number, got {row['index']!r}")
+        rows.append({**row, "index": int(str(row["index"]))})
+    return rows
+
+
+def options_of(row: Row) -> list[str]:
+    """The options up to the first empty one."""
+    options: list[str] = []
+    for letter in OPTIONS:
+        if row.get(letter) is None:
+            break
+        options.append(row[letter])
+    return options
+
+
+def _pictures(path: Path, rows: Sequence[Row]) -> dict[int, bytes]:
+    """index -> encoded picture; a cell that is another row's index means that row's picture."""
+    cells = {row["index"]: row["image"] or "" for row in rows}
+    pictures: dict[int, bytes] = {}
+    for index, cell in cells.items():
+        if cell.isdigit() and int(cell) in cells:
+            cell = cells[int(cell)]
+        try:
+            pictures[index] = base64.b64decode(cell, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise UserError(f"{path} index {index}: column image is no base64 ({error}); get the file again") from error
+    return pictures
+
+
+def read_questions(path: Path, lang: str, single_pred_prompt: bool, all_rounds: bool) -> list[Example]:
+    """LLaVA's questions of an MMBench table. lang: "en" or "cn", the language of the request for a letter.
+
+    all_rounds: ask every question once per option, the options rotated by one each time. Raises UserError.
+    """
+    rows = read_rows(path)
+    pictures = _pictures(path, rows)
+    request = LETTER_REQUEST_CN if lang == "cn" else LETTER_REQUEST
+    examples = []
+    for row in rows:
+        options = options_of(row)
+        letters = list(OPTIONS[: len(options)])
+        question = row["question"] if row["hint"] is None else f"{row['hint']}\n{row['question']}"
+        for turn in range(len(options) if all_rounds else 1):
+            turned, chars = options[turn:] + options[:turn], letters[turn:] + letters[:turn]
+            prompt = ask(question, turned)
+            text = f"{prompt}\n{request}" if single_pred_prompt else prompt
+            fields = {"round_id": turn, "options": turned, "option_char": chars}
+            examples.append(Example(row["index"], text, pictures[row["index"]], prompt, fields))
+    return examples
+
+
+def write_submission(rows: Sequence[Row], answers: Answers, path: Path) -> None:
+    """The server's spreadsheet: the table without pictures, with a column of predictions."""
+    texts = {int(a["question_id"]): a["text"] for a in answers if a.get("round_id", 0) == 0}
+    names = [name for name in rows[0] if name not in NOT_SUBMITTED]
+    header = [*names[:PREDICTION_COLUMN], "prediction", *names[PREDICTION_COLUMN:]]
+    lines = [[texts.get(row["index"]) if name == "prediction" else row[name] for name in header] for row in rows]
+    write_xlsx(path, header, lines)
+
+
+class MmBenchBase(Task):
+    lang: str
+    source = "https://github.com/open-compass/MMBench"
+    max_new_tokens = 1024
+
+    def read(self, home: Path, part: Split) -> Sequence[Example]:
+        path = home / part.questions
+        rows = read_rows(path)
+        rounds = not part.server and not has_rotations(rows)
+        return read_questions(path, self.lang, single_pred_prompt=True, all_rounds=rounds)
+
+    def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
+        return score_answers(read_rows(self._table(data, split)), answers)
+
+    def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
+        path = stem.with_name(stem.name + ".xlsx")
+        write_submission(read_rows(self._table(data, split)), answers, path)
+        return path
+
+    def _table(self, data: Path, split: str | None) -> Path:
+        return data / self.folder / self.splits[self.split(data, split)].questions
+
+
+def _splits(**tables: str) -> dict[str, Split]:
+    server = "https://mmbench.opencompass.org.cn/mmbench-submission"
+    return {name: Split({t: "table"}, t, server=server if name == "test" else "") for name, t in tables.items()}
+
+
+@register("mmbench")
+class MmBench(MmBenchBase):
+    folder = "mmbench"
+    lang = "en"
+    splits = _splits(
+        dev="mmbench_dev_20230712.tsv", dev_2023_10="mmbench_dev_en_20231003.tsv", test="mmbench_test_en_20231003.tsv"
+    )
+
+
+@register("mmbench_cn")
+class MmBenchCn(MmBenchBase):
+    folder = "mmbench_cn"
+    lang = "cn"
+    splits = _splits(dev="mmbench_dev_cn_20231003.tsv", test="mmbench_test_cn_20231003.tsv")

@@ -1,0 +1,66 @@
+"""SEED-Bench: four options, the answer is a letter; accuracy by type of question, for pictures and video frames."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llava.cli_errors import UserError
+from llava.eval.tasks.base import Answers, Split, Task, by_question, percent, register
+from llava.files import read_json
+
+QUESTIONS, ANNOTATIONS = "llava-seed-bench.jsonl", "SEED-Bench.json"
+
+
+def score_answers(annotations: Mapping[str, Any], answers: Answers) -> dict[str, Any]:
+    """Percentages over all annotated questions: an answer counts when it is the letter alone, as in LLaVA's scorer.
+
+    Raises UserError when an answer is missing.
+    """
+    given = by_question(answers)
+    names = {number: name for name, number in annotations["question_type"].items()}
+    right: dict[str, list[bool]] = defaultdict(list)
+    for question in annotations["questions"]:
+        key = str(question["question_id"])
+        if key not in given:
+            raise UserError(f"SEED-Bench question {key} has no answer; finish the run before scoring it")
+        hit = given[key]["text"] == question["answer"]
+        for name in ("all", question["data_type"], names[question["question_type_id"]]):
+            right[name].append(hit)
+    figures = {n: {"accuracy": percent(sum(r), len(r)), "samples": len(r)} for n, r in right.items()}
+    whole = figures.pop("all", {"accuracy": 0.0, "samples": 0})
+    return {"score": whole["accuracy"], "samples": whole["samples"], "parts": figures}
+
+
+def write_submission(annotations: Mapping[str, Any], answers: Answers, path: Path) -> None:
+    """JSON lines {"question_id", "prediction"} in the annotations' order. Raises UserError for a missing answer."""
+    given = by_question(answers)
+    lines = []
+    for question in annotations["questions"]:
+        key = question["question_id"]
+        if str(key) not in given:
+            raise UserError(f"SEED-Bench question {key} has no answer; finish the run before converting it")
+        lines.append(json.dumps({"question_id": key, "prediction": given[str(key)]["text"]}) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(lines), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@register("seed")
+class Seed(Task):
+    folder = "seed_bench"
+    source = "https://huggingface.co/datasets/AILab-CVC/SEED-Bench and LLaVA's eval.zip (the question file)"
+    splits = {"all": Split({QUESTIONS: "questions", ANNOTATIONS: "answers"}, QUESTIONS)}
+
+    def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
+        return score_answers(read_json(data / self.folder / ANNOTATIONS), answers)
+
+    def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
+        path = stem.with_name(stem.name + ".jsonl")
+        write_submission(read_json(data / self.folder / ANNOTATIONS), answers, path)
+        return path

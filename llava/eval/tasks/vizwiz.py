@@ -1,0 +1,63 @@
+"""VizWiz: test makes a submission file for the server, val is scored with the challenge's accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dart.bench._report import write_json
+from llava.cli_errors import UserError
+from llava.eval.answers import read_lines
+from llava.eval.challenge import score_challenge
+from llava.eval.examples import Example
+from llava.eval.normalize import normalize_answer
+from llava.eval.tasks.base import Answers, Split, Task, by_question, register
+from llava.files import read_json
+
+TEST, VAL = "llava_test.jsonl", "val.json"
+REQUEST = (
+    "When the provided information is insufficient, respond with 'Unanswerable'.\n"
+    "Answer the question using a single word or phrase."
+)
+
+
+def submission(questions: Sequence[Mapping[str, Any]], answers: Answers) -> list[dict[str, str]]:
+    """The server's rows for LLaVA's test questions. Raises UserError for a missing answer."""
+    given = by_question(answers)
+    if missing := [q["question_id"] for q in questions if str(q["question_id"]) not in given]:
+        raise UserError(f"VizWiz question {missing[0]} has no answer; the server wants all {len(questions)}")
+    return [{"image": q["image"], "answer": normalize_answer(given[str(q["question_id"])]["text"])} for q in questions]
+
+
+@register("vizwiz")
+class VizWiz(Task):
+    folder = "vizwiz"
+    source = "https://vizwiz.org/tasks-and-datasets/vqa (pictures and val.json) and LLaVA's eval.zip (llava_test.jsonl)"
+    splits = {
+        "test": Split(
+            {TEST: "questions", "test": "pictures"},
+            TEST,
+            "test",
+            "https://eval.ai/web/challenges/challenge-page/2185",
+        ),
+        "val": Split({VAL: "questions and answers", "val": "pictures"}, VAL, "val"),
+    }
+
+    def read(self, home: Path, part: Split) -> Sequence[Example]:
+        if part.questions != VAL:
+            return super().read(home, part)
+        return [
+            Example(row["image"], f"{row['question']}\n{REQUEST}", home / part.images / row["image"])
+            for row in read_json(home / VAL)
+        ]
+
+    def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
+        return score_challenge(read_json(data / self.folder / VAL), "image", answers)
+
+    def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path | None:
+        if split == "val":
+            return None
+        path = stem.with_name(stem.name + ".json")
+        write_json(path, submission(list(read_lines(data / self.folder / TEST)), answers))
+        return path

@@ -1,0 +1,26 @@
+"""Turn an answers file into GQA's prediction file: `python scripts/convert_gqa_for_eval.py --src X --dst Y`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dart.bench._report import write_json
+from llava.cli_errors import exits_cleanly
+from llava.eval.answers import read_lines
+from llava.eval.tasks.gqa import predictions
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--src", required=True, help="answers file")
+    parser.add_argument("--dst", required=True, help="such as gqa/data/testdev_balanced_predictions.json")
+    args = parser.parse_args(argv)
+    rows = predictions(list(read_lines(Path(args.src))))
+    write_json(Path(args.dst), rows)
+    print(f"{len(rows)} predictions in {args.dst}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""Turn VizWiz test answers into the server's file: `python scripts/convert_vizwiz_for_submission.py ...`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dart.bench._report import write_json
+from llava.cli_errors import exits_cleanly
+from llava.eval.answers import read_lines
+from llava.eval.tasks.vizwiz import submission
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--annotation-file", required=True, help="LLaVA's question file, llava_test.jsonl")
+    parser.add_argument("--result-file", required=True, help="answers file")
+    parser.add_argument("--result-upload-file", required=True)
+    args = parser.parse_args(argv)
+    rows = submission(list(read_lines(Path(args.annotation_file))), list(read_lines(Path(args.result_file))))
+    write_json(Path(args.result_upload_file), rows)
+    print(f"{len(rows)} answers in {args.result_upload_file}")
+
+
+if __name__ == "__main__":
+    main()
