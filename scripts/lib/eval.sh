@@ -1,5 +1,6 @@
-# Shared by scripts/v1_5/eval/*.sh: run_benchmark TASK [Reduction_Ratio] [Max_Num_Trunction]
-# Environment: CKPT DATA DEVICE ATTN STRATEGY PIVOT_ORDER BATCH_SIZE OUT CUDA_VISIBLE_DEVICES PYTHON
+# Shared by scripts/*/eval/*.sh: run_benchmark TASK [Reduction_Ratio] [Max_Num_Trunction]
+# Environment: CKPT DATA SPLIT DEVICE ATTN STRATEGY PIVOT_ORDER SCOPE CONV_MODE BATCH_SIZE MAX_NEW_TOKENS OUT
+#   CUDA_VISIBLE_DEVICES (several: one process each) PYTHON; EMBEDDED is the model in playground/models without CKPT.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 
@@ -9,32 +10,36 @@ run_benchmark() {
     if [ -z "$python" ]; then
         if [ -x "$ROOT/.venv/bin/python" ]; then python="$ROOT/.venv/bin/python"; else python=python3; fi
     fi
-    local ckpt=${CKPT:-} data=${DATA:-}
+    local ckpt=${CKPT:-} data=${DATA:-} embedded=${EMBEDDED:-llava-tiny}
     if [ -z "$ckpt" ]; then
-        ckpt="$ROOT/playground/models/llava-tiny"
-        echo "CKPT is not set: the embedded tiny model answers (playground/models/llava-tiny)"
+        ckpt="$ROOT/playground/models/$embedded"
+        echo "CKPT is not set: the embedded tiny model answers (playground/models/$embedded)"
     fi
     if [ -z "$data" ]; then
         data="$ROOT/playground/data/mini"
         echo "DATA is not set: the embedded mini benchmark is asked (playground/data/mini)"
     fi
-    local flags=() setting=vanilla
+    local flags=() setting=vanilla part=()
     if [ -n "$ratio$tokens" ]; then
         flags+=(--sparse --strategy "${STRATEGY:-dart}" --pivot_order "${PIVOT_ORDER:-original}")
         setting="${STRATEGY:-dart}-${PIVOT_ORDER:-original}"
         if [ -n "$ratio" ]; then flags+=(--reduction_ratio "$ratio"); setting+="-r$ratio"; fi
         if [ -n "$tokens" ]; then flags+=(--max_num_trunction "$tokens"); setting+="-t$tokens"; fi
+        if [ -n "${SCOPE:-}" ]; then flags+=(--scope "$SCOPE"); setting+="-$SCOPE"; fi
     else
         echo "no reduction ratio given: the unpruned model is run"
     fi
     if [ -n "${DEVICE:-}" ]; then flags+=(--device "$DEVICE"); fi
     if [ -n "${ATTN:-}" ]; then flags+=(--attn_implementation "$ATTN"); fi
+    if [ -n "${MAX_NEW_TOKENS:-}" ]; then flags+=(--max_new_tokens "$MAX_NEW_TOKENS"); fi
+    if [ -n "${SPLIT:-}" ]; then part=(--split "$SPLIT"); setting+="-$SPLIT"; fi
     local out=${OUT:-$ROOT/outputs/eval/$task}
     local name
     name="$(basename "$ckpt")-$setting"
     mkdir -p "$out"
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-    local common=(-m llava.eval.run --task "$task" --data "$data" --model-path "$ckpt" --batch-size "${BATCH_SIZE:-1}"
+    local what=(--task "$task" --data "$data" "${part[@]}")
+    local common=(-m llava.eval.run "${what[@]}" --model-path "$ckpt" --batch-size "${BATCH_SIZE:-1}"
         --conv-mode "${CONV_MODE:-vicuna_v1}" "${flags[@]}")
     local gpus=()
     IFS=',' read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-}"
@@ -50,7 +55,7 @@ run_benchmark() {
         if [ "$failed" -ne 0 ]; then exit "$failed"; fi
         cat "${parts[@]}" >"$out/$name.jsonl.tmp"
         mv "$out/$name.jsonl.tmp" "$out/$name.jsonl"
-        "$python" -m llava.eval.score --task "$task" --data "$data" --answers-file "$out/$name.jsonl" --out "$out/$name.score.json"
+        "$python" -m llava.eval.score "${what[@]}" --answers-file "$out/$name.jsonl" --out "$out/$name.score.json"
     else
         "$python" "${common[@]}" --answers-file "$out/$name.jsonl" --out "$out/$name.score.json"
     fi
