@@ -1,4 +1,4 @@
-"""scripts/v1_5/eval through bash, from another folder, on the recorded tiny checkpoint."""
+"""scripts/v1_5/eval and v1_6/eval through bash, from another folder, on the recorded tiny checkpoint."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from pathlib import Path
 
 import pytest
 
+from llava.eval import run, tasks
+from llava.eval.examples import Example
+from llava.eval.loop import answer_row
+from llava.eval.tasks import mmbench
+from llava.files import read_json
+
 ROOT = Path(__file__).resolve().parents[1]
 MINI = ROOT / "playground" / "data" / "mini"
 CHECKPOINT = ROOT / "tests" / "golden" / "ckpt" / "llava-v1.5-tiny"
 LIMIT_SECONDS = 300
 QUESTIONS = 3
+SCRIPTS = sorted(path.stem for path in (ROOT / "scripts" / "v1_6" / "eval").glob("*.sh"))
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +40,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder.parent
 
 
-def script(name: str, cwd: Path, *ratio: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def script(
+    name: str, cwd: Path, *ratio: str, version: str = "v1_5", **environment: str
+) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("CKPT", "DATA", "OUT", "CUDA_VISIBLE_DEVICES")}
-    command = ["bash", str(ROOT / "scripts" / "v1_5" / "eval" / f"{name}.sh"), *ratio]
+    command = ["bash", str(ROOT / "scripts" / version / "eval" / f"{name}.sh"), *ratio]
     env = kept | {"PYTHON": sys.executable, "DEVICE": "cpu"} | environment
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS)
 
@@ -71,5 +80,92 @@ def test_every_script_says_what_it_runs_on_first(name: str, tmp_path: Path) -> N
 
 
 def test_scripts_are_thin() -> None:
-    for path in (ROOT / "scripts" / "v1_5" / "eval").glob("*.sh"):
+    for path in (ROOT / "scripts").glob("v1_*/eval/*.sh"):
         assert len(path.read_text().splitlines()) < 15, path
+
+
+STUB = "#!{python}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n"
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that prints its arguments instead of running them."""
+    path = tmp_path_factory.mktemp("bin") / "python"
+    path.write_text(STUB.format(python=sys.executable))
+    path.chmod(0o755)
+    return path
+
+
+def arguments_of(name: str, stub: Path, out: Path, *ratio: str, version: str = "v1_5", **environment: str) -> list[str]:
+    """What the script asks the interpreter to run."""
+    result = script(name, out, *ratio, version=version, PYTHON=str(stub), OUT=str(out), **environment)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_both_versions_run_their_task_and_pass_the_budget_on(name: str, stub: Path, tmp_path: Path) -> None:
+    five = arguments_of(name, stub, tmp_path, "0.778", "64")
+    six = arguments_of(name, stub, tmp_path, "0.778", "64", version="v1_6")
+    assert five[:4] == six[:4] == ["-m", "llava.eval.run", "--task", name]
+    assert five[five.index("--max_num_trunction") + 1] == "64" and five[five.index("--reduction_ratio") + 1] == "0.778"
+    assert [word.replace("llava-next-tiny", "llava-tiny") for word in six] == five
+    assert "--sparse" not in arguments_of(name, stub, tmp_path, CKPT="x", DATA="y")
+
+
+def test_the_environment_reaches_the_command(stub: Path, tmp_path: Path) -> None:
+    wanted = {"SPLIT": "test", "SCOPE": "span", "ATTN": "eager", "MAX_NEW_TOKENS": "7", "BATCH_SIZE": "3"}
+    words = arguments_of("mmbench", stub, tmp_path, "", "64", **wanted)
+    pairs = dict(zip(words, words[1:], strict=False))
+    assert (pairs["--split"], pairs["--scope"], pairs["--attn_implementation"]) == ("test", "span", "eager")
+    assert (pairs["--max_new_tokens"], pairs["--batch-size"], pairs["--max_num_trunction"]) == ("7", "3", "64")
+    assert "--reduction_ratio" not in words and pairs["--answers-file"].endswith("original-t64-span-test.jsonl")
+
+
+UPLOADS = {"gqa": ".json", "seed": ".jsonl", "mmbench": ".xlsx", "mmbench_cn": ".xlsx"}
+
+
+@pytest.mark.parametrize("name", ["gqa", "vqav2", "vizwiz", "seed", "sqa", "mmbench", "mmbench_cn"])
+def test_the_script_answers_and_scores_its_mini_set(
+    name: str, stub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"MAX_NEW_TOKENS": "2", "BATCH_SIZE": "16"}
+    words = arguments_of(name, stub, tmp_path, "0.778", "128", CKPT=str(CHECKPOINT), **small)
+    run.main(words[2:])
+    out = capsys.readouterr().out
+    figures = json.loads(out.splitlines()[-1])
+    answers = tmp_path / "llava-v1.5-tiny-dart-original-r0.778-t128.jsonl"
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert "576 -> 132" in out
+    assert len(rows) == len(tasks.get(name).examples(MINI)) and 0 <= figures["score"] <= 100
+    assert json.loads(answers.with_suffix(".score.json").read_text()) == figures
+    upload = tmp_path / "answers_upload" / f"{answers.stem}{UPLOADS.get(name, '')}"
+    assert upload.is_file() == (name in UPLOADS)
+    assert figures.get("submission") == (str(upload) if name in UPLOADS else None)
+
+
+def perfect(name: str, rows: list[Example]) -> list[str]:
+    """The right answers of a mini set, read from its official files."""
+    home = MINI / tasks.get(name).folder
+    if name == "gqa":
+        truth = read_json(home / "data" / "testdev_balanced_questions.json")
+        return [truth[e.question_id]["answer"] for e in rows]
+    if name == "vqav2":
+        notes = read_json(home / "v2_mscoco_val2014_annotations.json")["annotations"]
+        return [note["multiple_choice_answer"] for note in notes]
+    if name == "vizwiz":
+        return [row["answers"][0]["answer"] for row in read_json(home / "val.json")]
+    if name == "seed":
+        return [question["answer"] for question in read_json(home / "SEED-Bench.json")["questions"]]
+    if name == "sqa":
+        return ["ABCD"[problem["answer"]] for problem in read_json(home / "problems.json").values()]
+    return [row["answer"] for row in mmbench.read_rows(next(home.glob("*.tsv")))]
+
+
+@pytest.mark.parametrize("name", ["gqa", "vqav2", "vizwiz", "seed", "sqa", "mmbench", "mmbench_cn"])
+def test_right_answers_score_full_marks(name: str) -> None:
+    task = tasks.get(name)
+    examples = list(task.examples(MINI))
+    answers = [answer_row(e, text, "m") for e, text in zip(examples, perfect(name, examples), strict=True)]
+    assert task.score(MINI, answers)["score"] == 100.0
+    assert 24 <= len(examples) <= 48
