@@ -1,45 +1,56 @@
-"""The demo: questions with and without DART on the embedded model, prefill times, a picture of the kept patches.
+"""The demo: questions with and without DART, prefill times of both, a picture of the kept patches.
 
-The last line of the output is a JSON object with the figures.
+With nothing set the embedded model answers the embedded TextVQA; --ckpt and --data name a LLaVA-1.5 checkpoint and a
+folder that holds textvqa/. The last line of the output is a JSON object with the figures.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 
 import dart
 from dart.viz import draw_kept
-from llava.eval.answers import read_lines
+from llava.cli_errors import UserError, exits_cleanly
+from llava.eval import tasks
 from llava.eval.prompts import build_prompt
-from llava.mm_utils import expand2square, load_image, process_images, tokenizer_image_token
+from llava.mm_utils import expand2square, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "playground" / "models" / "llava-tiny"
-DATA = ROOT / "playground" / "data" / "mini" / "textvqa"
+DATA = ROOT / "playground" / "data" / "mini"
 OUT = ROOT / "outputs" / "demo"
+SCRIPT = "scripts/v1_5/eval/textvqa.sh"
 RATIO, TOKENS = "0.778", "128"
 WARM_UP, REPEATS = 2, 9
-GRID = 24
+CONVERSATION = "vicuna_v1"
 
 
-def accuracy(*arguments: str) -> float:
-    """Run the benchmark script as a user would and read its last line."""
-    command = ["bash", str(ROOT / "scripts/v1_5/eval/textvqa.sh"), *arguments]
-    print("$ " + " ".join(["bash", "scripts/v1_5/eval/textvqa.sh", *arguments]), flush=True)
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+def accuracy(args: argparse.Namespace, *arguments: str) -> float:
+    """Run the benchmark script as a user would and read its last line. Raises UserError when it fails."""
+    print("$ " + " ".join(["bash", SCRIPT, *arguments]), flush=True)
+    own = {"OUT": str(args.out / "textvqa")}
+    own |= {name: str(value) for name, value in (("CKPT", args.ckpt), ("DATA", args.data)) if value is not None}
+    command = ["bash", str(ROOT / SCRIPT), *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | own)
     print(done.stdout, flush=True)
+    if done.returncode:
+        raise UserError(f"{SCRIPT} ended with code {done.returncode}; its message is above")
     return json.loads(done.stdout.splitlines()[-1])["score"]
 
 
-def prefill_ms(model, ids: torch.Tensor, pixels: torch.Tensor, config: dart.DartConfig) -> tuple[float, float]:
+def prefill_ms(model: Any, ids: torch.Tensor, pixels: torch.Tensor, config: dart.DartConfig) -> tuple[float, float]:
     """Median milliseconds of a prefill, vision tower included, unpruned and pruned, measured in turn."""
     times: dict[bool, list[float]] = {False: [], True: []}
     for k in range(WARM_UP + REPEATS):
@@ -47,7 +58,8 @@ def prefill_ms(model, ids: torch.Tensor, pixels: torch.Tensor, config: dart.Dart
             handle = dart.prune(model, config) if pruned else None
             began = time.perf_counter()
             with torch.inference_mode():
-                model(ids, images=pixels, use_cache=True)
+                # The copy to the host waits for a GPU's work to end.
+                model(ids, images=pixels, use_cache=True).logits[:, -1].cpu()
             if k >= WARM_UP:
                 times[pruned].append(1000 * (time.perf_counter() - began))
             if handle is not None:
@@ -55,36 +67,61 @@ def prefill_ms(model, ids: torch.Tensor, pixels: torch.Tensor, config: dart.Dart
     return statistics.median(times[False]), statistics.median(times[True])
 
 
-def main() -> None:
-    OUT.mkdir(parents=True, exist_ok=True)
-    unpruned, pruned = accuracy(), accuracy(RATIO, TOKENS)
-    tokenizer, model, processor, _ = load_pretrained_model(str(CHECKPOINT), device="cpu")
-    question = next(read_lines(DATA / "llava_textvqa_val_v051_ocr.jsonl"))
-    image = load_image(str(DATA / "train_images" / question["image"]))
-    prompt = build_prompt(question["text"], model.config, "vicuna_v1")
-    ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None]
-    pixels = process_images([image], processor, model.config)
+def as_seen(image: Image.Image, processor: Any, mode: str | None) -> Image.Image:
+    """The part of the picture that reaches the vision tower: padded to a square, or its middle."""
+    if mode == "pad":
+        return expand2square(image, tuple(int(255 * m) for m in processor.image_mean))
+    side, (width, height) = min(image.size), image.size
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def one_example(args: argparse.Namespace) -> dict[str, Any]:
+    """Prefill times and the kept patches of the benchmark's first question."""
+    checkpoint, device = str(args.ckpt or CHECKPOINT), os.environ.get("DEVICE")
+    tokenizer, model, processor, _ = load_pretrained_model(checkpoint, device=device)
+    example = tasks.get("textvqa").examples(args.data or DATA)[0]
+    image = example.picture()
+    if image is None:
+        raise UserError(f"question {example.question_id} has no picture to draw on")
+    prompt = build_prompt(example.text, model.config, CONVERSATION)
+    ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None].to(model.device)
+    pixels = process_images([image], processor, model.config).to(model.device, model.dtype)
     config = dart.DartConfig(keep=int(TOKENS), pivot_order="original")
     before, after = prefill_ms(model, ids, pixels, config)
     with dart.prune(model, config) as handle, torch.inference_mode():
         model(ids, images=pixels)
         report = handle.last
     start = int(torch.where(ids[0] < 0)[0][0])
-    square = expand2square(image, tuple(int(255 * m) for m in processor.image_mean))
-    picture = OUT / "kept_patches.png"
-    draw_kept(square, (report.kept[0] - start).tolist(), (GRID, GRID)).save(picture)
-    kept = f"{report.visual_before[0]} -> {report.visual_after[0]}"
-    print(f"question: {question['text'].splitlines()[0]}\npicture with the kept patches: {picture.relative_to(ROOT)}")
+    side = round(report.visual_before[0] ** 0.5)
+    seen = as_seen(image, processor, getattr(model.config, "image_aspect_ratio", None))
+    picture = args.out / "kept_patches.png"
+    draw_kept(seen, (report.kept[0] - start).tolist(), (side, side)).save(picture)
+    print(f"question: {example.text.splitlines()[0]}\npicture with the kept patches: {os.path.relpath(picture)}")
+    tokens = (report.visual_before[0], report.visual_after[0])
+    return {"tokens": tokens, "prefill_ms": (before, after), "picture": os.path.relpath(picture)}
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", help="a LLaVA-1.5 checkpoint's folder (default: the embedded model)")
+    parser.add_argument("--data", type=Path, help="folder that holds textvqa/ (default: the embedded benchmarks)")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder for the answers and the picture")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    scores = accuracy(args), accuracy(args, RATIO, TOKENS)
+    example = one_example(args)
     print(f"{'':10}{'accuracy %':>12}{'vision tokens':>16}{'prefill ms':>12}")
-    print(f"{'unpruned':10}{unpruned:12.2f}{report.visual_before[0]:16d}{before:12.1f}")
-    print(f"{'DART':10}{pruned:12.2f}{report.visual_after[0]:16d}{after:12.1f}")
+    for k, name in enumerate(("unpruned", "DART")):
+        print(f"{name:10}{scores[k]:12.2f}{example['tokens'][k]:16d}{example['prefill_ms'][k]:12.1f}")
     figures = {
-        "accuracy_unpruned": unpruned,
-        "accuracy_dart": pruned,
-        "vision_tokens": kept,
-        "prefill_ms_unpruned": round(before, 2),
-        "prefill_ms_dart": round(after, 2),
-        "picture": str(picture.relative_to(ROOT)),
+        "accuracy_unpruned": scores[0],
+        "accuracy_dart": scores[1],
+        "vision_tokens": f"{example['tokens'][0]} -> {example['tokens'][1]}",
+        "prefill_ms_unpruned": round(example["prefill_ms"][0], 2),
+        "prefill_ms_dart": round(example["prefill_ms"][1], 2),
+        "picture": example["picture"],
     }
     print(json.dumps(figures))
 
