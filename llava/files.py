@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+WEIGHTS = ("config.json", "*.safetensors", "*.bin")
+SAMPLE_BYTES = 1 << 20
+
+
+def fingerprint(folder: str | Path | None) -> str | None:
+    """A hash that tells checkpoints apart without reading them whole; None for what is no folder.
+
+    It covers the name, the size and both ends of every file of weights, and the config.
+    """
+    if folder is None or not os.path.isdir(folder):
+        return None
+    digest, root = hashlib.sha256(), Path(folder)
+    for path in sorted({path for pattern in WEIGHTS for path in root.rglob(pattern)}):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(root)} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(SAMPLE_BYTES))
+            file.seek(max(0, size - SAMPLE_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()
 
 
 def read_json(path: str | Path) -> Any:

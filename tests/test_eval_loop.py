@@ -212,12 +212,17 @@ def test_beams_do_not_sample(data, tmp_path, capsys):
 
 def test_another_model_or_question_file_is_not_resumed(data, tmp_path, capsys):
     answers = tmp_path / "a.jsonl"
-    run(data, answers)
-    copy = tmp_path / "ckpt" / CHECKPOINT.name
+    before = run(data, answers)
+    copy = tmp_path / "ckpt" / "other"
     shutil.copytree(CHECKPOINT, copy)
     shutil.copytree(CHECKPOINT.parent / "openai", tmp_path / "ckpt" / "openai")
     message = refused(capsys, data, answers, "--model-path", str(copy))
-    assert f"model_path: '{CHECKPOINT}' there, '{copy}' now" in message
+    assert f"model: '{CHECKPOINT.name}' there, 'other' now" in message and "sha256" not in message
+    same = shutil.move(copy, tmp_path / "ckpt" / CHECKPOINT.name)
+    assert run(data, answers, "--model-path", str(same)) == before
+    tensors = torch.load(same / "pytorch_model-00002-of-00002.bin")
+    torch.save({name: 2 * tensor for name, tensor in tensors.items()}, same / "pytorch_model-00002-of-00002.bin")
+    assert "checkpoint_sha256" in refused(capsys, data, answers, "--model-path", str(same))
     fewer = tmp_path / "fewer.jsonl"
     fewer.write_text("".join((data / "questions.jsonl").read_text().splitlines(keepends=True)[:-1]))
     assert "questions_sha256" in refused(capsys, data, answers, "--question-file", str(fewer))

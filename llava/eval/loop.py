@@ -24,13 +24,12 @@ from llava.eval.answers import AnswersFile, answer_id
 from llava.eval.examples import Example, chunk_of, digest_of, read_question_file
 from llava.eval.prompts import Batch, Encoded, build_prompt, collate, encode
 from llava.eval.sampling import check_decoding, decoding_of
+from llava.files import fingerprint
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 
 GREY = 128
 SETTINGS = (
-    "model_path",
-    "model_base",
     "torch_dtype",
     "conv_mode",
     "temperature",
@@ -174,9 +173,12 @@ def settings_of(
 ) -> dict[str, Any]:
     """What the answers depend on; a resumed run must have the same."""
     return {name: getattr(args, name) for name in SETTINGS} | {
+        "model": get_model_name_from_path(args.model_path),
+        "model_base": args.model_base and get_model_name_from_path(args.model_base),
         "dart": mapping,
         "seed": args.seed if args.temperature > 0 else None,
         "questions_sha256": digest_of(examples),
+        "checkpoint_sha256": [fingerprint(path) for path in (args.model_path, args.model_base)],
     }
 
 

@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         pending = 0
         print(f"{conversation.roles[1]}: ", end="", flush=True)
         text = answer(loaded, conversation.get_prompt(), images, args)
-        conversation.messages[-1] = (conversation.roles[1], text)
+        conversation.messages[-1] = [conversation.roles[1], text]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # Shared by scripts/*/eval/*.sh: run_benchmark TASK [Reduction_Ratio] [Max_Num_Trunction]
 # Environment: CKPT DATA SPLIT DEVICE ATTN STRATEGY PIVOT_ORDER SCOPE CONV_MODE BATCH_SIZE MAX_NEW_TOKENS OUT
-#   CUDA_VISIBLE_DEVICES (several: one process each) PYTHON; EMBEDDED is the model in playground/models without CKPT.
+#   CUDA_VISIBLE_DEVICES (several: one process each) OVERWRITE (1: ask all anew) PYTHON; EMBEDDED is the model in playground/models without CKPT.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 
@@ -32,6 +32,7 @@ run_benchmark() {
     if [ -n "${DEVICE:-}" ]; then flags+=(--device "$DEVICE"); fi
     if [ -n "${ATTN:-}" ]; then flags+=(--attn_implementation "$ATTN"); fi
     if [ -n "${MAX_NEW_TOKENS:-}" ]; then flags+=(--max_new_tokens "$MAX_NEW_TOKENS"); fi
+    if [ "${OVERWRITE:-0}" = 1 ]; then flags+=(--overwrite); fi
     if [ -n "${SPLIT:-}" ]; then part=(--split "$SPLIT"); setting+="-$SPLIT"; fi
     local out=${OUT:-$ROOT/outputs/eval/$task}
     local name
