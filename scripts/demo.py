@@ -40,7 +40,7 @@ CONVERSATION = "vicuna_v1"
 def accuracy(args: argparse.Namespace, *arguments: str) -> float:
     """Run the benchmark script as a user would and read its last line. Raises UserError when it fails."""
     print("$ " + " ".join(["bash", SCRIPT, *arguments]), flush=True)
-    own = {"OUT": str(args.out / "textvqa")}
+    own = {"OUT": str(args.out / "textvqa"), "OVERWRITE": "1"}
     own |= {name: str(value) for name, value in (("CKPT", args.ckpt), ("DATA", args.data)) if value is not None}
     command = ["bash", str(ROOT / SCRIPT), *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=os.environ | own)
