@@ -9,7 +9,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from llava.eval import tasks
 from scripts.results import render
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +52,34 @@ def test_linked_files_in_the_documents_exist():
             assert (folder / link).exists(), (document, link)
 
 
+def extras() -> dict[str, list[Requirement]]:
+    tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11 on")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return {name: [Requirement(r) for r in rows] for name, rows in project["optional-dependencies"].items()}
+
+
+def test_extras_are_installable_requirements_and_the_ones_that_are_named_exist():
+    known = extras()
+    assert {"flash", "quant", "lora", "tiny", "dev"} <= set(known)
+    assert all(requirement.specifier for rows in known.values() for requirement in rows)
+    for place in ["Makefile", *DOCUMENTS, *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]:
+        for named in re.findall(r"""['"]\.\[([\w,-]+)\]['"]""", (ROOT / place).read_text()):
+            assert set(named.split(",")) <= set(known), place
+
+
+def test_development_tools_are_pinned():
+    assert all(str(r.specifier).startswith("==") for r in extras()["dev"])
+
+
+@pytest.mark.parametrize("name", tasks.available())
+def test_every_benchmark_has_what_the_checklist_says(name):
+    if name == "easy_vqa":
+        pytest.skip("converted from its package, for measuring the embedded model")
+    for version in ("v1_5", "v1_6"):
+        assert (ROOT / "scripts" / version / "eval" / f"{name}.sh").is_file()
+    assert len(tasks.get(name).examples(ROOT / "playground" / "data" / "mini")) >= 16
+
+
 def test_files_stay_small():
     assert [path for path in tracked() if path.stat().st_size > 8 * MEBIBYTE] == []
     assert total("playground/models/llava-tiny") <= 8 * MEBIBYTE
@@ -68,10 +98,14 @@ def test_results_say_where_they_come_from():
 
 
 def test_seeds_are_averaged_and_gaps_are_named():
-    cells = {f"pope/random-64-seed{k}": {"score": score, "accuracy": 50.0} for k, score in enumerate((1.0, 2.0, 6.0))}
-    results = {"cells": cells, "checkpoint_sha256": "0", "commit": "c", "date": "d", "hardware": "h"}
-    row = "| random-64 | not run | 3.0 (1.0 to 6.0, 3 seeds) | 50.0 (50.0 to 50.0, 3 seeds) | not run |"
-    assert row in render.accuracy_table(results)
+    settings = [{"name": "unpruned", "keep": None}] + [{"name": f"random-64-seed{k}", "keep": 64} for k in range(3)]
+    cells = {f"pope/random-64-seed{k}": {"score": score} for k, score in enumerate((1.0, 2.0, 6.0))}
+    cells["pope/unpruned"] = {"score": 6.0, "accuracy": 50.0}
+    cells["mme/unpruned"] = {"error": "no pictures"}
+    results = {"settings": settings, "cells": cells, "checkpoint_sha256": "0", "commit": "c", "date": "d"}
+    table = render.accuracy_table(results | {"hardware": "h"})
+    assert "| random-64 | 3.0 ±2.2 | - | 50.0 % |" in table
+    assert "MME has no score: no pictures" in table and "unpruned model: POPE 50.0 %" in table
 
 
 def test_text_without_markers_is_refused():
