@@ -18,6 +18,7 @@ from scripts.tiny.world import COLORS, SHAPES, SIGN, Scene, render
 
 LONGEST_SIDE = 280  # pixels; these sets are many, so their pictures are small
 QUALITY = 80
+PNG_COLORS = 32
 OPTIONS = 4
 ANSWERS_PER_QUESTION = 10
 
@@ -32,8 +33,10 @@ def small_picture(scene: Scene) -> Image.Image:
 
 def encoded(scene: Scene, kind: str = "JPEG") -> bytes:
     """The small picture as a file's bytes."""
-    out = io.BytesIO()
-    small_picture(scene).save(out, kind, quality=QUALITY, optimize=True)
+    out, image = io.BytesIO(), small_picture(scene)
+    if kind == "PNG":
+        image = image.quantize(PNG_COLORS)
+    image.save(out, kind, quality=QUALITY, optimize=True)
     return out.getvalue()
 
 
