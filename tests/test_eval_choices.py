@@ -66,16 +66,16 @@ def _rows() -> list[list[str]]:
 
 
 def test_mmbench_prompts_rotations_and_pictures(tmp_path: Path) -> None:
-    table = _table(tmp_path / "t.tsv", _rows())
-    once = mmbench.read_questions(table, "en", single_pred_prompt=True, all_rounds=False)
+    rows = mmbench.read_rows(_table(tmp_path / "t.tsv", _rows()))
+    once = mmbench.questions_of(rows, "en", single_pred_prompt=True, all_rounds=False)
     assert [e.question_id for e in once] == [7, 1000007, 8]
     assert once[0].prompt == "Look.\nWhich?\nA. red\nB. blue"
     assert once[0].text == f"Look.\nWhich?\nA. red\nB. blue\n{LETTER_REQUEST}"
     assert once[1].picture().getpixel((0, 0)) == once[0].picture().getpixel((0, 0)) == (0, 0, 255)
-    rounds = mmbench.read_questions(table, "cn", single_pred_prompt=True, all_rounds=True)[-3:]
+    rounds = mmbench.questions_of(rows, "cn", single_pred_prompt=True, all_rounds=True)[-3:]
     assert [e.fields["option_char"] for e in rounds] == [["A", "B", "C"], ["B", "C", "A"], ["C", "A", "B"]]
     assert rounds[1].text == "How many?\nA. 2\nB. 3\nC. 1\n请直接回答选项字母。"
-    bare = mmbench.read_questions(table, "en", single_pred_prompt=False, all_rounds=False)
+    bare = mmbench.questions_of(rows, "en", single_pred_prompt=False, all_rounds=False)
     assert all(e.text == e.prompt for e in bare)
 
 
@@ -152,7 +152,7 @@ def test_wrong_tables_are_named(tmp_path: Path) -> None:
     rows = _rows()
     rows[2][9] = "not base64!"
     with pytest.raises(UserError, match="index 8: column image is no base64"):
-        mmbench.read_questions(_table(tmp_path / "t.tsv", rows), "en", True, False)
+        mmbench.questions_of(mmbench.read_rows(_table(tmp_path / "t.tsv", rows)), "en", True, False)
 
 
 def test_mmbench_asks_all_rounds_when_the_table_has_no_rotations(tmp_path: Path) -> None:

@@ -79,8 +79,9 @@ def digest_of(examples: Sequence[Example]) -> str:
     """A hash of the questions and of their pictures' names (or contents, of pictures that have none)."""
     digest = hashlib.sha256()
     for example in examples:
-        image = example.image.name if isinstance(example.image, Path) else example.image
-        digest.update(repr((example.question_id, example.text, example.prompt, image)).encode())
+        image = example.image
+        name = image.name if isinstance(image, Path) else image and hashlib.sha256(image).hexdigest()
+        digest.update(repr((example.question_id, example.text, example.prompt, name)).encode())
     return digest.hexdigest()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from llava.cli_errors import exits_cleanly
 from llava.eval.loop import add_loop_arguments, run
 from llava.eval.model_vqa import LONG_ANSWER
-from llava.eval.tasks.mmbench import read_questions
+from llava.eval.tasks.mmbench import questions_of, read_rows
 
 
 @exits_cleanly
@@ -22,10 +22,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lang", choices=("en", "cn"), default="en")
     parser.set_defaults(max_new_tokens=LONG_ANSWER)
     args = parser.parse_args(argv)
-    run(
-        args,
-        examples=read_questions(Path(args.question_file), args.lang, args.single_pred_prompt, args.all_rounds),
-    )
+    rows = read_rows(Path(args.question_file))
+    run(args, examples=questions_of(rows, args.lang, args.single_pred_prompt, args.all_rounds))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ class Task(ABC):
     source: str
     splits: Mapping[str, Split]
     max_new_tokens = 128
-    conv_mode: str | None = None
 
     def split(self, data: Path, name: str | None = None) -> str:
         """The split of that name, else the first that is installed. Raises UserError for an unknown name."""

@@ -40,7 +40,7 @@ def options_of(row: Row) -> list[str]:
     return options
 
 
-def _pictures(path: Path, rows: Sequence[Row]) -> dict[int, bytes]:
+def _pictures(rows: Sequence[Row]) -> dict[int, bytes]:
     """index -> encoded picture; a cell that is another row's index means that row's picture."""
     cells = {row["index"]: row["image"] or "" for row in rows}
     pictures: dict[int, bytes] = {}
@@ -50,17 +50,18 @@ def _pictures(path: Path, rows: Sequence[Row]) -> dict[int, bytes]:
         try:
             pictures[index] = base64.b64decode(cell, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise UserError(f"{path} index {index}: column image is no base64 ({error}); get the file again") from error
+            raise UserError(
+                f"MMBench index {index}: column image is no base64 ({error}); get the table again"
+            ) from error
     return pictures
 
 
-def read_questions(path: Path, lang: str, single_pred_prompt: bool, all_rounds: bool) -> list[Example]:
-    """LLaVA's questions of an MMBench table. lang: "en" or "cn", the language of the request for a letter.
+def questions_of(rows: Sequence[Row], lang: str, single_pred_prompt: bool, all_rounds: bool) -> list[Example]:
+    """LLaVA's questions about a table's rows. lang: "en" or "cn", the language of the request for a letter.
 
     all_rounds: ask every question once per option, the options rotated by one each time. Raises UserError.
     """
-    rows = read_rows(path)
-    pictures = _pictures(path, rows)
+    pictures = _pictures(rows)
     request = LETTER_REQUEST_CN if lang == "cn" else LETTER_REQUEST
     examples = []
     for row in rows:
@@ -91,10 +92,9 @@ class MmBenchBase(Task):
     max_new_tokens = 1024
 
     def read(self, home: Path, part: Split) -> Sequence[Example]:
-        path = home / part.questions
-        rows = read_rows(path)
+        rows = read_rows(home / part.questions)
         rounds = not part.server and not has_rotations(rows)
-        return read_questions(path, self.lang, single_pred_prompt=True, all_rounds=rounds)
+        return questions_of(rows, self.lang, single_pred_prompt=True, all_rounds=rounds)
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
         return score_answers(read_rows(self._table(data, split)), answers)
