@@ -37,27 +37,64 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path} does not exist")
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path} line {number} is no JSON ({error}); repair or remove the line") from error
-            if not isinstance(row, dict):
-                raise UserError(f"{path} line {number} must be a JSON object, got {type(row).__name__}")
-            yield row
+            row = parse_line(line, path, number)
+            if row is not None:
+                yield row
+
+
+def parse_line(line: str, path: Path, number: int) -> dict[str, Any] | None:
+    """The row of one line, None for an empty one. Raises UserError naming a broken line."""
+    if not line.strip():
+        return None
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} line {number} is no JSON ({error}); repair or remove the line") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{path} line {number} must be a JSON object, got {type(row).__name__}")
+    return row
+
+
+def key_of_row(row: dict[str, Any], path: Path) -> Key:
+    """The question that a row of the answers file `path` answers. Raises UserError for a row that is no answer."""
+    if "question_id" not in row or "prompt" not in row:
+        raise UserError(f"{path} has a row without question_id and prompt; it is no answers file, choose another name")
+    return key_of(row["question_id"], row["prompt"])
 
 
 def finished(path: Path) -> Counter[Key]:
     """How often each question is answered in an answers file. Raises UserError for a row that is no answer."""
-    done: Counter[Key] = Counter()
-    for row in read_lines(path):
-        if "question_id" not in row or "prompt" not in row:
-            raise UserError(
-                f"{path} has a row without question_id and prompt; it is no answers file, choose another name"
-            )
-        done[key_of(row["question_id"], row["prompt"])] += 1
-    return done
+    return Counter(key_of_row(row, path) for row in read_lines(path))
+
+
+def settings_file(answers: Path) -> Path:
+    """Where the settings of an answers file are written down."""
+    return answers.with_name(f"{answers.name}.meta.json")
+
+
+def write_settings(answers: Path, settings: dict[str, Any]) -> None:
+    write_json(settings_file(answers), settings)
+
+
+def check_settings(answers: Path, settings: dict[str, Any]) -> None:
+    """Raise UserError, naming what differs, when earlier answers were made with other settings, or unknown ones."""
+    meta = settings_file(answers)
+    if not meta.is_file():
+        raise UserError(
+            f"{answers} holds answers but not what they were made with ({meta.name}); "
+            "choose another --answers-file or start over with --overwrite"
+        )
+    before = read_json(meta)
+    changed = [
+        f"{k}: {before.get(k)!r} there, {settings.get(k)!r} now"
+        for k in sorted({*before, *settings})
+        if before.get(k) != settings.get(k)
+    ]
+    if changed:
+        raise UserError(
+            f"{answers} holds answers of another run ({'; '.join(changed)}); "
+            "choose another --answers-file or start over with --overwrite"
+        )
 
 
 class AnswersFile:
@@ -67,7 +104,7 @@ class AnswersFile:
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool = False):
-        self.path, self.meta = path, path.with_name(path.name + ".meta.json")
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a+b")
         try:
@@ -78,10 +115,12 @@ class AnswersFile:
             ) from error
         if overwrite:
             self._file.truncate(0)
-            self.meta.unlink(missing_ok=True)
+            settings_file(path).unlink(missing_ok=True)
         self._repair()
         self.done = finished(path)
-        self._check(settings)
+        if self.done:
+            check_settings(path, settings)
+        write_settings(path, settings)
 
     def open_questions(self, examples: Sequence[Example]) -> list[Example]:
         """The examples without an answer, in order; one that is asked twice needs two answers."""
@@ -102,26 +141,6 @@ class AnswersFile:
         if data and not data.endswith(b"\n"):
             self._file.truncate(data.rfind(b"\n") + 1)
         self._file.seek(0, os.SEEK_END)
-
-    def _check(self, settings: dict[str, Any]) -> None:
-        if self.done and self.meta.is_file():
-            before = read_json(self.meta)
-            changed = [
-                f"{k}: {before.get(k)!r} there, {settings.get(k)!r} now"
-                for k in sorted({*before, *settings})
-                if before.get(k) != settings.get(k)
-            ]
-            if changed:
-                raise UserError(
-                    f"{self.path} holds answers of another run ({'; '.join(changed)}); "
-                    "choose another --answers-file or start over with --overwrite"
-                )
-        elif self.done:
-            raise UserError(
-                f"{self.path} holds answers but not what they were made with ({self.meta.name}); "
-                "choose another --answers-file or start over with --overwrite"
-            )
-        write_json(self.meta, settings)
 
     def append(self, row: dict[str, Any]) -> None:
         self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,10 @@ from llava.cli_errors import UserError
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
 from llava.dart_args import add_dart_arguments, check_image_span, dart_config_from_args
-from llava.eval.answers import AnswersFile, answer_id
+from llava.eval.answers import AnswersFile, answer_id, check_settings
 from llava.eval.examples import Example, chunk_of, digest_of, read_question_file
 from llava.eval.prompts import Batch, Encoded, build_prompt, collate, encode
+from llava.eval.ranks import ALONE, Ranks, answered, merge
 from llava.eval.sampling import check_decoding, decoding_of
 from llava.files import fingerprint
 from llava.mm_utils import get_model_name_from_path
@@ -93,12 +95,16 @@ def add_loop_arguments(parser: argparse.ArgumentParser, files: bool = True) -> N
     )
 
 
-def load(args: argparse.Namespace) -> Loaded:
+def load(args: argparse.Namespace, ranks: Ranks = ALONE) -> Loaded:
+    """The checkpoint, on the device that is asked for; of several processes each takes a GPU of its own."""
+    device = args.device
+    if device is None and ranks.count > 1 and torch.cuda.is_available():
+        device = f"cuda:{ranks.local % torch.cuda.device_count()}"
     tokenizer, model, processor, _ = load_pretrained_model(
         args.model_path,
         args.model_base,
         None,
-        device=args.device,
+        device=device,
         torch_dtype=args.torch_dtype,
         attn_implementation=args.attn_implementation,
     )
@@ -219,8 +225,11 @@ def answer_row(example: Example, text: str, model_id: str) -> dict[str, Any]:
     }
 
 
-def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequence[Example] | None = None) -> int:
-    """Answer what is not answered yet; returns the number of new answers.
+def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequence[Example] | None = None) -> bool:
+    """Answer what is not answered yet; returns whether the answers file is complete now.
+
+    Of several processes (see `llava.eval.ranks`) each answers its share, and those that finish before the last one
+    return False.
 
     loaded: a model to reuse (its DART setting is replaced). examples: the questions; by default those of
     --question-file. Raises UserError for bad input; answers so far are kept.
@@ -233,18 +242,27 @@ def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequen
     if examples is None:
         examples = read_question_file(Path(args.question_file), Path(args.image_folder))
     examples = chunk_of(examples, args.num_chunks, args.chunk_idx)
-    loaded = loaded or load(args)
+    ranks, path, settings = Ranks.from_environment(), Path(args.answers_file), settings_of(args, examples, mapping)
+    loaded = loaded or load(args, ranks)
     loaded.model.config.DART_config = mapping
     print(f"model: {args.model_path}\ndata: {args.question_file} ({len(examples)} questions)", flush=True)
-    with AnswersFile(Path(args.answers_file), settings_of(args, examples, mapping), args.overwrite) as answers:
-        todo = answers.open_questions(examples)
-        if len(todo) < len(examples):
-            print(f"resuming: {len(examples) - len(todo)} answers are there already")
+    if args.overwrite and ranks.count > 1:
+        raise UserError(
+            "--overwrite is for a single process; run it once without accelerate launch, or choose another file"
+        )
+    if path.is_file() and path.stat().st_size and not args.overwrite:
+        check_settings(path, settings)
+    own = ranks.share(examples)
+    with AnswersFile(ranks.part(path), settings, args.overwrite) as answers:
+        answers.done = Counter({key: len(lines) for key, lines in answered(path).items()})
+        todo = answers.open_questions(own)
+        if len(todo) < len(own):
+            print(f"resuming: {len(own) - len(todo)} answers are there already")
         began = time.monotonic()
-        _answer(todo, len(examples) - len(todo), answers, loaded, args)
+        _answer(todo, len(own) - len(todo), answers, loaded, args)
     seconds, number = time.monotonic() - began, len(todo)
     print(f"answered {number} questions in {seconds:.1f} s" + (f" ({number / seconds:.1f} a second)" if number else ""))
-    return number
+    return merge(path, examples, settings)
 
 
 def _answer(todo: Sequence[Example], done: int, answers: AnswersFile, loaded: Loaded, args: argparse.Namespace) -> None:

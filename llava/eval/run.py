@@ -26,8 +26,8 @@ def main(argv: list[str] | None = None) -> None:
     examples = task.examples(data, split)
     args.question_file = str(data / task.folder / task.splits[split].questions)
     args.max_new_tokens = args.max_new_tokens or task.max_new_tokens
-    run(args, examples=examples)
-    if args.num_chunks == 1:
+    complete = run(args, examples=examples)
+    if complete and args.num_chunks == 1:
         finish(task, data, Path(args.answers_file), split, args.out)
 
 

@@ -21,6 +21,7 @@ from llava.cli_errors import UserError, exits_cleanly, one_line
 from llava.eval import tasks
 from llava.eval.answers import read_lines
 from llava.eval.loop import Loaded, add_loop_arguments, load, run
+from llava.eval.ranks import Ranks
 from llava.eval.suite_table import to_html, to_markdown
 from llava.files import read_json
 
@@ -179,6 +180,10 @@ def main(argv: list[str] | None = None) -> None:
         dart.strategies.get(name)
     for name in args.benchmarks:
         tasks.get(name)
+    if Ranks.from_environment().count > 1:
+        raise UserError(
+            "the suite is one process; several share one benchmark: accelerate launch -m llava.eval.run ..."
+        )
     out = args.out or ROOT / "outputs" / "suite" / f"{Path(args.ckpt).name}.json"
     if args.overwrite:
         out.unlink(missing_ok=True)

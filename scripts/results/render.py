@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llava.eval.suite_table import TITLES, UNPRUNED, to_markdown
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS_FOLDER = ROOT / "docs" / "results"
 README = ROOT / "README.md"
-# Heading -> (benchmark, figure)
-COLUMNS = {
-    "TextVQA %": ("textvqa", "score"),
-    "POPE F1": ("pope", "score"),
-    "POPE %": ("pope", "accuracy"),
-    "MME score": ("MME", "score"),
-    "MME %": ("MME", "accuracy"),
-    "easy-VQA %": ("easy_vqa", "score"),
-}
-SEED = re.compile(r"-seed\d+$")
-
-
-def rows(cells: dict[str, dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """setting -> benchmark -> figures (several for seeds), in the order of the cells."""
-    out: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for key, figures in cells.items():
-        benchmark, name = key.split("/")
-        out.setdefault(SEED.sub("", name), {}).setdefault(benchmark, []).append(figures)
-    return out
-
-
-def _cell(figures: list[dict[str, Any]], name: str) -> str:
-    if not figures:
-        return "not run"
-    values = [each[name] for each in figures]
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.1f} to {max(values):.1f}, {len(values)} seeds)"
 
 
 def _markdown(heads: list[str], body: list[list[str]]) -> list[str]:
@@ -46,15 +19,14 @@ def _markdown(heads: list[str], body: list[list[str]]) -> list[str]:
 
 
 def accuracy_table(results: dict[str, Any]) -> str:
-    """docs/results/llava-tiny.json as a Markdown table with its command, commit and hardware."""
-    body = [
-        [name, *(_cell(scores.get(benchmark, []), figure) for benchmark, figure in COLUMNS.values())]
-        for name, scores in rows(results["cells"]).items()
+    """docs/results/llava-tiny.json: the suite's table, and the accuracies behind headline scores that are none."""
+    details = [
+        f"{TITLES[benchmark].split()[0]} {figures['accuracy']:.1f} %"
+        for benchmark in ("pope", "mme")
+        if "accuracy" in (figures := results["cells"].get(f"{benchmark}/{UNPRUNED}", {}))
     ]
-    lines = _markdown(["setting", *COLUMNS], body)
-    checkpoint = f"Checkpoint {results['checkpoint_sha256'][:12]}, commit {results['commit']}, {results['date']}"
-    command = "Command: `python -m scripts.results.llava_tiny`."
-    return "\n".join([*lines, "", f"{checkpoint}; {results['hardware']}. {command}"])
+    note = f"Accuracy of the unpruned model: {', '.join(details)}. " if details else ""
+    return f"{to_markdown(results)}{note}Command: `python -m scripts.results.llava_tiny`."
 
 
 def selection_table(results: dict[str, Any]) -> str:
