@@ -1,0 +1,37 @@
+"""Answer Q-Bench: `python -m llava.eval.model_vqa_qbench --questions-file llvisionqa_dev.json ...`.
+
+The submission file is written beside the answers when all questions are answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from llava.cli_errors import exits_cleanly
+from llava.eval.answers import read_lines
+from llava.eval.loop import add_loop_arguments, run
+from llava.eval.model_vqa import LONG_ANSWER
+from llava.eval.report import UPLOADS
+from llava.eval.tasks.qbench import REQUESTS, read_entries, read_questions, write_submission
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_loop_arguments(parser, files=False)
+    parser.add_argument("--image-folder", required=True)
+    parser.add_argument("--questions-file", "--question-file", dest="question_file", required=True)
+    parser.add_argument("--lang", choices=tuple(REQUESTS), default="en")
+    parser.set_defaults(max_new_tokens=LONG_ANSWER, conv_mode="llava_v1")
+    args = parser.parse_args(argv)
+    questions, answers = Path(args.question_file), Path(args.answers_file)
+    complete = run(args, examples=read_questions(questions, Path(args.image_folder), args.lang))
+    if complete and args.num_chunks == 1:
+        upload = answers.parent / UPLOADS / f"{answers.stem}.jsonl"
+        write_submission(read_entries(questions), list(read_lines(answers)), upload)
+        print(f"submission file: {upload}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""Q-Bench (perception, LLVisionQA) and its Chinese twin: up to four options about low-level looks, lettered."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llava.cli_errors import UserError
+from llava.eval.choices import LETTERS, choice_of
+from llava.eval.examples import Example
+from llava.eval.tasks.base import Answers, Split, Task, by_question, percent, register
+from llava.files import read_json
+
+IMAGES = "images_llvisionqa"
+FIELDS = ("img_path", "question", "candidates")
+# The Chinese one has a backslash where a line break was meant: LLaVA sends it, and its published figures rest on it.
+REQUESTS = {"en": "\nChoose between one of the options as follows:\n", "zh": "\\在下列选项中选择一个:\n"}
+TYPES = {0: "yes-or-no", 1: "what", 2: "how"}
+CONCERNS = {0: "distortion", 1: "other", 2: "in-context distortion", 3: "in-context other"}
+SERVER = "https://github.com/Q-Future/Q-Bench (option 1: submit results)"
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """The questions as they are in the file. Raises UserError naming an entry without a needed field."""
+    entries = read_json(path)
+    for number, entry in enumerate(entries):
+        if missing := [field for field in FIELDS if field not in entry]:
+            raise UserError(f"{path} question {number} lacks {', '.join(missing)}; get the file again")
+    return entries
+
+
+def read_questions(path: Path, images: Path, lang: str) -> list[Example]:
+    """LLaVA's prompts; lang: "en" or "zh". Question ids are places in the file, from 0. Raises UserError."""
+    examples = []
+    for number, entry in enumerate(read_entries(path)):
+        options = "".join(f"{letter}. {text}\n" for letter, text in zip(LETTERS, entry["candidates"], strict=False))
+        examples.append(Example(number, entry["question"] + REQUESTS[lang] + options, images / entry["img_path"]))
+    return examples
+
+
+def option_of(text: str, candidates: Sequence[str]) -> str | None:
+    """The option that an answer means: its letter, or its text; None when neither is clear."""
+    exact = [option for option in candidates if option.lower() == text.strip().rstrip(".。").lower()]
+    if len(exact) == 1:
+        return exact[0]
+    options = dict(zip(LETTERS, candidates, strict=False))
+    letter = choice_of(text, options)
+    return options[letter] if letter else None
+
+
+def score_answers(entries: Sequence[Mapping[str, Any]], answers: Answers) -> dict[str, Any]:
+    """Percentages over all questions and by type and concern. Raises UserError when an answer is missing."""
+    given = by_question(answers)
+    right: dict[str, list[bool]] = defaultdict(list)
+    unread = 0
+    for number, entry in enumerate(entries):
+        if str(number) not in given:
+            raise UserError(f"Q-Bench question {number} has no answer; finish the run before scoring it")
+        if "correct_ans" not in entry:
+            raise UserError(f"Q-Bench question {number} has no correct_ans; only the dev file can be scored here")
+        chosen = option_of(given[str(number)]["text"], entry["candidates"])
+        unread += chosen is None
+        parts = [TYPES.get(entry.get("type", -1)), CONCERNS.get(entry.get("concern", -1))]
+        for name in ["all", *(part for part in parts if part)]:
+            right[name].append(chosen == entry["correct_ans"])
+    whole = right.pop("all", [])
+    figures = {n: {"accuracy": percent(sum(r), len(r)), "samples": len(r)} for n, r in right.items()}
+    return {"score": percent(sum(whole), len(whole)), "samples": len(whole), "not_read": unread, "parts": figures}
+
+
+def write_submission(entries: Sequence[Mapping[str, Any]], answers: Answers, path: Path) -> None:
+    """JSON lines: every entry with its `response`. Raises UserError for a missing answer."""
+    given = by_question(answers)
+    lines = []
+    for number, entry in enumerate(entries):
+        if str(number) not in given:
+            raise UserError(f"Q-Bench question {number} has no answer; the submission wants all {len(entries)}")
+        lines.append(json.dumps({**entry, "response": given[str(number)]["text"]}, ensure_ascii=False) + "\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(lines), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _splits(**files: str) -> dict[str, Split]:
+    return {
+        name: Split({f: "questions", IMAGES: "pictures"}, f, IMAGES, SERVER if name == "test" else "")
+        for name, f in files.items()
+    }
+
+
+class QBenchBase(Task):
+    folder = "qbench"
+    source = "https://huggingface.co/datasets/nanyangtu/LLVisionQA-QBench"
+    lang: str
+    max_new_tokens = 1024
+
+    def read(self, home: Path, part: Split) -> Sequence[Example]:
+        return read_questions(home / part.questions, home / part.images, self.lang)
+
+    def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
+        return score_answers(self._entries(data, split), answers)
+
+    def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
+        path = stem.with_name(stem.name + ".jsonl")
+        write_submission(self._entries(data, split), answers, path)
+        return path
+
+    def _entries(self, data: Path, split: str | None) -> list[dict[str, Any]]:
+        return read_entries(data / self.folder / self.splits[self.split(data, split)].questions)
+
+
+@register("qbench")
+class QBench(QBenchBase):
+    lang = "en"
+    splits = _splits(dev="llvisionqa_dev.json", test="llvisionqa_test.json")
+
+
+@register("qbench_zh")
+class QBenchZh(QBenchBase):
+    lang = "zh"
+    splits = _splits(dev="质衡-问答-验证集.json", test="质衡-问答-测试集.json")
