@@ -1,0 +1,4 @@
+#!/usr/bin/env bash
+# ocrbench.sh [Reduction_Ratio] [Max_Num_Trunction]: without arguments the unpruned model; see scripts/lib/eval.sh for the environment.
+source "$(dirname "${BASH_SOURCE[0]}")/../../lib/eval.sh"
+run_benchmark ocrbench "${1:-}" "${2:-}"
