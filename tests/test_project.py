@@ -80,6 +80,16 @@ def test_every_benchmark_has_what_the_checklist_says(name):
     assert len(tasks.get(name).examples(ROOT / "playground" / "data" / "mini")) >= 16
 
 
+@pytest.mark.parametrize("name", [n for n in tasks.available() if n != "easy_vqa"])
+def test_reproduction_names_the_files_of_every_benchmark(name):
+    text = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+    task = tasks.get(name)
+    assert f"`{task.folder}/`" in row
+    official = [part for part in task.splits.values() if not part.questions.startswith("v2_OpenEnded")]
+    assert [path for part in official for path in part.files if path not in row] == []
+
+
 def test_files_stay_small():
     assert [path for path in tracked() if path.stat().st_size > 8 * MEBIBYTE] == []
     assert total("playground/models/llava-tiny") <= 8 * MEBIBYTE
