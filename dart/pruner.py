@@ -11,7 +11,6 @@ import inspect
 import logging
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -19,7 +18,9 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
+from dart.cache_states import CacheStates, Kept, with_free_slots
 from dart.config import DartConfig
+from dart.embeddings import prune_embeddings
 from dart.families import adapter_for
 from dart.masks import PADDING, gather_mask, gather_tokens
 from dart.selection import select_row
@@ -53,15 +54,6 @@ class PruneReport:
 
 
 @dataclass
-class _Kept:
-    """columns: LongTensor [B, m], the unpruned position of each slot of the shortened layers; full: unpruned length."""
-
-    columns: torch.Tensor
-    full: int
-    padded: bool
-
-
-@dataclass
 class _Step:
     """One forward's gathered inputs, shared by the layers >= K. rows: [B, n], None when this forward drops nothing."""
 
@@ -79,12 +71,12 @@ class PruneHandle:
         if getattr(self.decoder, ATTACHED, None) is not None:
             raise ValueError("this model is pruned already: remove the first handle before calling dart.prune again")
         self.last: PruneReport | None = None
-        self._states: WeakKeyDictionary[Cache, _Kept] = WeakKeyDictionary()
-        self._spans: torch.Tensor | None = None
+        self.states = CacheStates()
+        self.spans: torch.Tensor | None = None
         self._valid: torch.Tensor | None = None
         self._scratch: Cache | None = None
         self._step: _Step | None = None
-        self._ragged = False  # do the rows of this forward keep different numbers of tokens?
+        self.ragged = False  # do the rows of this forward keep different numbers of tokens?
         self._hooks: list[Any] = []
         self._attach()
 
@@ -101,8 +93,8 @@ class PruneHandle:
         self._hooks.clear()
         if getattr(self.decoder, ATTACHED, None) is self:
             delattr(self.decoder, ATTACHED)
-        self._states = WeakKeyDictionary()
-        self._spans = self._valid = self._scratch = self._step = None
+        self.states = CacheStates()
+        self.spans = self._valid = self._scratch = self._step = None
 
     @property
     def attached(self) -> bool:
@@ -130,21 +122,21 @@ class PruneHandle:
         bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
         arguments = dict(bound.arguments)
         arguments |= arguments.pop("kwargs", {})
-        self._spans = self.adapter.visual_span_ids(self.model, arguments)
+        self.spans = self.adapter.visual_span_ids(self.model, arguments)
         self._step = self._valid = self._scratch = None
-        self._ragged = False
+        self.ragged = False
 
     def _enter_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         mask = kwargs.get("attention_mask")
         if isinstance(mask, torch.Tensor):
             self._valid = mask.bool() if mask.ndim == 2 else _visible_to_last(mask)
         if self.config.layer == 0:
-            return args, self._prune_embeddings(module, kwargs)
+            return args, prune_embeddings(self, kwargs)
         return None
 
     def _before_keys(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """Without a cache, layer K-1 gets one for this call, from which its keys are read."""
-        if self._spans is None or kwargs.get("past_key_values") is not None:
+        if self.spans is None or kwargs.get("past_key_values") is not None:
             return None
         self._scratch = DynamicCache()
         return args, {**kwargs, "past_key_values": self._scratch}
@@ -155,11 +147,11 @@ class PruneHandle:
         length = hidden.shape[1]
         past = 0 if cache is None else int(cache.get_seq_length(0)) - length
         rows = None
-        if self._spans is not None and length > 1:
+        if self.spans is not None and length > 1:
             keys = self._keys(cache, past, length)
-            rows = self._choose_rows(self._spans.cpu().numpy(), self.decoder.norm(hidden), keys, past)
-        self._spans = self._scratch = None
-        state = self._state_of(cache, past, hidden.shape[0])
+            rows = self.choose_rows(self.spans.cpu().numpy(), self.decoder.norm(hidden), keys, past)
+        self.spans = self._scratch = None
+        state = self.states.of(cache, past, hidden.shape[0])
         if rows is None and state is None:
             return None
         self._step = self._make_step(rows, state, cache, past, hidden, kwargs)
@@ -188,7 +180,7 @@ class PruneHandle:
         source: Any = cache if cache is not None else self._scratch
         return source.layers[self.config.layer - 1].keys[:, :, past : past + length]
 
-    def _choose_rows(
+    def choose_rows(
         self, spans: np.ndarray, hidden: torch.Tensor, keys: torch.Tensor, past: int
     ) -> torch.Tensor | None:
         """Run the selection for every sample; LongTensor [B, n] of what stays, left-padded; None: all."""
@@ -209,48 +201,22 @@ class PruneHandle:
         self.last = PruneReport(kept, before, [len(k) for k in kept], length, width, self.config.layer, layers)
         if all(len(r) == length for r in rows):
             return None
-        self._ragged = len({len(r) for r in rows}) > 1
+        self.ragged = len({len(r) for r in rows}) > 1
         return torch.stack([nn.functional.pad(r, (width - len(r), 0), value=PADDING) for r in rows])
-
-    def _state_of(self, cache: Cache | None, past: int, size: int) -> _Kept | None:
-        state = None if cache is None else self._states.get(cache)
-        if cache is None or state is None:
-            return None
-        if state.full != past:  # the cache was reset, cropped or filled anew
-            if past == 0:
-                del self._states[cache]
-                return None
-            state = _Kept(state.columns[:, (state.columns < past).any(0)], past, state.padded)
-        if state.columns.shape[0] != size:
-            state = _Kept(state.columns.repeat_interleave(size // state.columns.shape[0], 0), state.full, state.padded)
-        return state
-
-    def _advance(
-        self, rows: torch.Tensor | None, state: _Kept | None, past: int, length: int, like: torch.Tensor
-    ) -> _Kept:
-        """The cache's bookkeeping with this forward's tokens appended."""
-        size = like.shape[0]
-        new = torch.arange(length, device=like.device).expand(size, -1) if rows is None else rows
-        new = torch.where(new < 0, new, new + past)
-        old = torch.arange(past, device=like.device).expand(size, -1) if state is None else state.columns
-        padded = bool(state and state.padded) or self._ragged
-        return _Kept(torch.cat([old, new], 1), past + length, padded)
 
     def _make_step(
         self,
         rows: torch.Tensor | None,
-        state: _Kept | None,
+        state: Kept | None,
         cache: Cache | None,
         past: int,
         hidden: torch.Tensor,
         kwargs: dict,
     ) -> _Step:
         length = hidden.shape[1]
-        after = self._advance(rows, state, past, length, hidden)
-        if cache is not None:
-            self._states[cache] = after
+        after = self.states.advance(cache, state, rows, past, hidden, self.ragged)
         queries = rows if rows is not None else torch.arange(length, device=hidden.device).expand(hidden.shape[0], -1)
-        columns = _fill(after.columns, _capacity(cache, self.config.layer))
+        columns = with_free_slots(after.columns, cache, self.config.layer)
         mask = kwargs.get("attention_mask")
         if mask is None and after.padded and self._flash:
             mask = (columns >= 0).long()
@@ -270,63 +236,11 @@ class PruneHandle:
             replace["position_ids"] = None if self._flash else gather_tokens(kwargs["position_ids"], rows, -1)
         return replace
 
-    def _prune_embeddings(self, module: nn.Module, kwargs: dict) -> dict:
-        """K = 0: the whole text model sees the shorter input; positions go on from the unpruned length."""
-        embeds, cache = kwargs.get("inputs_embeds"), kwargs.get("past_key_values")
-        if embeds is None:
-            embeds = self.decoder.embed_tokens(kwargs["input_ids"])
-        size, length = embeds.shape[:2]
-        stored = 0 if cache is None else int(cache.get_seq_length(0))
-        known = None if cache is None else self._states.get(cache)
-        past = known.full if known is not None and stored else stored
-        state = self._state_of(cache, past, size)
-        rows = None
-        if self._spans is not None and length > 1:
-            rows = self._choose_rows(self._spans.cpu().numpy(), self.decoder.norm(embeds), embeds[:, None], past)
-        self._spans = None
-        if rows is None and state is None:
-            return kwargs
-        after = self._advance(rows, state, past, length, embeds)
-        if cache is not None:
-            self._states[cache] = after
-        positions = kwargs.get("position_ids")
-        if positions is None:
-            positions = (torch.arange(length, device=embeds.device) + past)[None]
-        mask = kwargs.get("attention_mask")
-        if mask is None and (after.padded or rows is not None):
-            # Without a mask, transformers reads the gaps in the positions as several packed sequences.
-            mask = torch.ones(size, after.full, dtype=torch.long, device=embeds.device)
-        if mask is not None and mask.ndim == 2:
-            mask = gather_mask(mask, torch.empty(0), after.columns, past, after.padded, None)
-        elif mask is not None:
-            columns = _fill(after.columns, _capacity(cache, 0))
-            if rows is None and columns.shape[1] == mask.shape[-1]:
-                # Made by `generate` for the cache as it is, already shortened; only the empty slots are missing in it.
-                columns = torch.where(columns < 0, columns, torch.arange(columns.shape[1], device=columns.device))
-            queries = torch.arange(length, device=embeds.device).expand(size, -1) if rows is None else rows
-            mask = gather_mask(mask, queries, columns, past, after.padded, None)
-        if rows is not None:
-            embeds, positions = gather_tokens(embeds, rows, -2), gather_tokens(positions, rows, -1)
-        return {**kwargs, "input_ids": None, "inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask}
-
 
 def _visible_to_last(mask: torch.Tensor) -> torch.Tensor:
     """bool [B, KV]: the positions that the last query of a prepared 4-D mask sees."""
     last = mask[:, 0, -1]
     return last if last.dtype == torch.bool else last == 0
-
-
-def _capacity(cache: Cache | None, layer: int) -> int | None:
-    """The fixed length of a static cache's layer, None for a growing one."""
-    if cache is None or not cache.is_compileable:
-        return None
-    static: Any = cache.layers[layer]
-    return int(static.max_cache_len)
-
-
-def _fill(columns: torch.Tensor, capacity: int | None) -> torch.Tensor:
-    """`columns` with empty slots up to a static cache's `capacity`."""
-    return columns if capacity is None else nn.functional.pad(columns, (0, capacity - columns.shape[1]), value=PADDING)
 
 
 def prune(model: nn.Module, config: DartConfig | None = None) -> PruneHandle:

@@ -291,3 +291,23 @@ def test_a_quota_for_each_picture(model):
         model(input_ids=ids, pixel_values=pixels)
     first = (handle.last.kept[0] < 4 + PATCHES).sum()
     assert (int(first), handle.last.visual_after) == (10, [20])  # each picture: 8 of 16, as 2 + 4 * 2
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@torch.no_grad()
+def test_generate_on_a_reused_cache(model, layer):
+    """The second turn of `generate` equals decoding without a cache over what both turns left."""
+    ids, pixels = prompt(5, 6)
+    more = torch.randint(2, 90, (1, 7), generator=torch.Generator().manual_seed(8))
+    config = dart.DartConfig(keep=16, image_pivots=2, text_pivots=2, layer=layer)
+    options = {"do_sample": False, "return_dict_in_generate": True, "max_new_tokens": STEPS}
+    with dart.prune(model, config) as handle:
+        first = model.generate(ids, pixel_values=pixels, **options)
+        keep = rows_left(ids[0], handle.last.kept[0], model)
+        talk = torch.cat([first.sequences, more], 1)
+        second = model.generate(talk, past_key_values=first.past_key_values, output_logits=True, **options)
+    embeds = embed(model, second.sequences, pixels)
+    keep = torch.cat([keep, torch.arange(ids.shape[1], embeds.shape[1])])
+    logits = reference(model, embeds, keep, layer)
+    wanted = logits[-STEPS - 1 : -1]
+    torch.testing.assert_close(torch.cat(second.logits), wanted, atol=1e-4, rtol=1e-4)

@@ -1,0 +1,74 @@
+"""What a model's caches were pruned to: which unpruned position each slot of the shortened layers holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from dart.masks import PADDING
+
+
+@dataclass
+class Kept:
+    """columns: LongTensor [B, m], the unpruned position of each slot of the shortened layers; full: unpruned length."""
+
+    columns: torch.Tensor
+    full: int
+    padded: bool
+
+
+class CacheStates:
+    """The state of every live cache that a pruned prefill went into; a cache that is gone takes its state along."""
+
+    def __init__(self) -> None:
+        self._states: WeakKeyDictionary[Cache, Kept] = WeakKeyDictionary()
+
+    def find(self, cache: Cache | None) -> Kept | None:
+        """The state as it was left."""
+        return None if cache is None else self._states.get(cache)
+
+    def of(self, cache: Cache | None, past: int, size: int) -> Kept | None:
+        """The state for a forward of `size` rows behind `past` unpruned positions; None for a cache without one."""
+        state = self.find(cache)
+        if cache is None or state is None:
+            return None
+        if state.full != past:  # the cache was reset, cropped or filled anew
+            if past == 0:
+                del self._states[cache]
+                return None
+            state = Kept(state.columns[:, (state.columns < past).any(0)], past, state.padded)
+        if state.columns.shape[0] != size:
+            state = Kept(state.columns.repeat_interleave(size // state.columns.shape[0], 0), state.full, state.padded)
+        return state
+
+    def advance(
+        self,
+        cache: Cache | None,
+        state: Kept | None,
+        rows: torch.Tensor | None,
+        past: int,
+        hidden: torch.Tensor,
+        ragged: bool,
+    ) -> Kept:
+        """The state with this forward's tokens (`hidden` [B, S, D], of which `rows` [B, n] stay) appended."""
+        size, length = hidden.shape[:2]
+        new = torch.arange(length, device=hidden.device).expand(size, -1) if rows is None else rows
+        new = torch.where(new < 0, new, new + past)
+        old = torch.arange(past, device=hidden.device).expand(size, -1) if state is None else state.columns
+        after = Kept(torch.cat([old, new], 1), past + length, bool(state and state.padded) or ragged)
+        if cache is not None:
+            self._states[cache] = after
+        return after
+
+
+def with_free_slots(columns: torch.Tensor, cache: Cache | None, layer: int) -> torch.Tensor:
+    """`columns` [B, m] with PADDING up to the fixed length of a static cache's layer."""
+    if cache is None or not cache.is_compileable:
+        return columns
+    static: Any = cache.layers[layer]
+    return nn.functional.pad(columns, (0, int(static.max_cache_len) - columns.shape[1]), value=PADDING)
