@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,8 @@ from llava.eval.answers import read_lines
 from llava.eval.judge import Judge, Judgements, fingerprint
 from llava.eval.tasks import llavabench, mmvet
 
-MINI = Path(__file__).resolve().parents[1] / "playground" / "data" / "mini"
+ROOT = Path(__file__).resolve().parents[1]
+MINI = ROOT / "playground" / "data" / "mini"
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -230,7 +234,8 @@ def test_llavabench_commands(
         use(server, monkeypatch)
         with pytest.raises(SystemExit):
             eval_gpt_review_bench.main(flags)
-        assert "HTTP 500" in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert "HTTP 500" in error and error.splitlines()[-1].startswith("error: judge gpt-4-0314 at http")
     with stand_in(lambda *_: "8 6\nfine") as server:
         use(server, monkeypatch)
         eval_gpt_review_bench.main([*flags, "--max-tokens", "99"])
@@ -290,3 +295,11 @@ def test_mmvet_answers_must_be_complete(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     with pytest.raises(UserError, match="question v1_1 has no answer"):
         mmvet.grade_all(TRUTH, {"v1_0": "a"}, Judge.from_environment("m"), tmp_path / "c.jsonl")
+
+
+def test_mmvet_converter(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question_id": 0, "text": "x"}\n{"question_id": 7, "text": "y"}\n')
+    flags = ["--src", str(tmp_path / "a.jsonl"), "--dst", str(tmp_path / "results" / "m.json")]
+    command = [sys.executable, str(ROOT / "scripts" / "convert_mmvet_for_eval.py"), *flags]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert json.loads((tmp_path / "results" / "m.json").read_text()) == {"v1_0": "x", "v1_7": "y"}

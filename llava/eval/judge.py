@@ -10,13 +10,16 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from tqdm import tqdm
 
 from llava.cli_errors import UserError
 from llava.eval.answers import read_lines
@@ -28,6 +31,7 @@ FIRST_PAUSE_SECONDS = 1.0  # doubles after every failed request
 SHOWN = 80  # characters of a reply in an error message
 PASSING_CODES = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
+Item = TypeVar("Item")
 Verdict = TypeVar("Verdict")
 Messages = list[dict[str, str]]
 
@@ -146,6 +150,11 @@ class Judgements:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def judging(items: Iterable[Item]) -> Iterable[Item]:
+    """The items, with a progress bar."""
+    return tqdm(items, desc="judged", file=sys.stderr, mininterval=2)
 
 
 def fingerprint(judge: Judge, question_id: Any, content: str) -> str:

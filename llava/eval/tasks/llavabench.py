@@ -11,7 +11,7 @@ from typing import Any
 
 from llava.cli_errors import UserError
 from llava.eval.answers import read_lines
-from llava.eval.judge import Judge, Judgements, fingerprint, verdict_of
+from llava.eval.judge import Judge, Judgements, fingerprint, judging, verdict_of
 from llava.eval.tasks.base import Answers, Split, Task, by_question, register
 from llava.files import read_json
 
@@ -67,7 +67,7 @@ def review_all(
     captions, sides = captions_of(contexts), [by_question(answers) for answers in pair]
     reviews = []
     with Judgements(out) as judgements:
-        for number, question in enumerate(questions, 1):
+        for number, question in enumerate(judging(questions), 1):
             name, category = str(question["question_id"]), CATEGORY_PREFIX + question["category"]
             if category not in rules:
                 raise UserError(f"question {name}: no rule {category!r}; known: {', '.join(rules)}")

@@ -14,7 +14,7 @@ from typing import Any
 
 from dart.bench._report import write_json
 from llava.cli_errors import UserError
-from llava.eval.judge import Judge, Judgements, fingerprint, verdict_of
+from llava.eval.judge import Judge, Judgements, fingerprint, judging, verdict_of
 from llava.eval.tasks.base import Answers, Split, Task, percent, register
 from llava.files import read_json
 
@@ -52,7 +52,7 @@ def grade_all(truth: Mapping[str, Any], results: Mapping[str, str], judge: Judge
         raise UserError(f"MM-Vet question {missing[0]} has no answer; finish the run before grading it")
     grades = {}
     with Judgements(cache) as judgements:
-        for name, entry in truth.items():
+        for name, entry in judging(truth.items()):
             content = content_of(entry, results[name])
             key = fingerprint(judge, name, content)
             grades[name] = judgements.get(key, partial(_grade, judge, name, content))
