@@ -107,6 +107,8 @@ class PruneHandle:
             return
         setattr(self.decoder, ATTACHED, self)
         on = {"with_kwargs": True}
+        if not self.adapter.aligns_labels:
+            self._hooks.append(self.model.register_forward_pre_hook(self._refuse_labels, **on))
         self._hooks.append(self.adapter.entry(self.model).register_forward_pre_hook(self._enter, **on))
         self._hooks.append(self.decoder.register_forward_pre_hook(self._enter_decoder, **on))
         if layer == 0:
@@ -117,6 +119,16 @@ class PruneHandle:
         self._hooks += [later.register_forward_pre_hook(self._shorten_layer, **on) for later in layers[layer + 1 :]]
 
     # Hooks, in the order in which a forward meets them.
+
+    def _refuse_labels(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if kwargs.get("labels") is None:
+            return
+        spans = self.adapter.visual_span_ids(self.model, kwargs)
+        if spans is not None and bool(spans.any()):
+            raise ValueError(
+                "labels were given, but DART leaves fewer logits than there are labels; compute the loss from the "
+                "logits of the kept tokens (handle.last.kept), or remove the handle for training"
+            )
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
