@@ -10,7 +10,12 @@ from torch import nn
 
 
 class Adapter(Protocol):
-    """One family. Everything is read from the model and its inputs; nothing of a sample is stored."""
+    """One family. Everything is read from the model and its inputs; nothing of a sample is stored.
+
+    aligns_labels: does the model itself fit `labels` to the shorter logits of a pruned prefill?
+    """
+
+    aligns_labels: bool
 
     def matches(self, model: nn.Module) -> bool:
         """Is `model` of this family?"""

@@ -18,6 +18,8 @@ from dart.families.base import register, runs_of
 class LlavaOriginal:
     """model_type `llava_llama`: the text model is the entry and is told the spans."""
 
+    aligns_labels = True
+
     def matches(self, model: nn.Module) -> bool:
         return getattr(getattr(model, "config", None), "model_type", None) == "llava_llama"
 
@@ -34,6 +36,8 @@ class LlavaOriginal:
 @register("llava-hf")
 class LlavaTransformers:
     """model_type `llava`: visual tokens are those with the config's placeholder id."""
+
+    aligns_labels = False
 
     def matches(self, model: nn.Module) -> bool:
         return getattr(getattr(model, "config", None), "model_type", None) == "llava"

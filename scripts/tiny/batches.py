@@ -12,7 +12,7 @@ from PIL import Image
 
 from scripts.tiny.codes import encode_labels
 from scripts.tiny.model import CLIP_MEAN, CLIP_STD, IMAGE_PX, PATCH_PX
-from scripts.tiny.questions import Mix, Question, prompt_of, sample_questions
+from scripts.tiny.questions import Question, prompt_of
 from scripts.tiny.tokenizer import SYSTEM
 from scripts.tiny.world import GRID, SIGN, Scene, patch_labels, render, sample_scene
 
@@ -73,7 +73,7 @@ class Packer:
 
         `brief` leaves the request for a short answer out: fewer tokens while the model learns to look.
         """
-        prompt = question.text if brief else prompt_of(question.text)
+        prompt = question.text if brief else prompt_of(question.text, question.request)
         asked = self._encode(f"\n{prompt} ASSISTANT:")
         answer = [*self._encode(question.answer), self.tokenizer.eos_id()]
         return asked + answer, [IGNORE] * len(asked) + answer
@@ -95,13 +95,6 @@ def sample_scenes(rng: random.Random, size: int, max_shapes: int) -> list[Scene]
         if scene.things:
             scenes.append(scene)
     return scenes
-
-
-def sample_batch(
-    rng: random.Random, size: int, per_picture: int, max_shapes: int, mix: Mix
-) -> tuple[list[Scene], list[list[Question]]]:
-    scenes = sample_scenes(rng, size, max_shapes)
-    return scenes, [sample_questions(s, rng, per_picture, mix) for s in scenes]
 
 
 def codes_of(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:

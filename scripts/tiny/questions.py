@@ -18,17 +18,21 @@ SIDE_MARGIN = 0.06  # an object this close to the middle is on no side
 
 @dataclass(frozen=True)
 class Question:
-    """`about`: the things of the scene (indices) to look at for the answer, () = none of them has it, None = no say."""
+    """`about`: the things of the scene (indices) to look at for the answer, () = none of them has it, None = no say.
+
+    `request`: the line below the question that says how to answer.
+    """
 
     category: str
     text: str
     answer: str
     about: tuple[int, ...] | None = None
+    request: str = SHORT_ANSWER
 
 
-def prompt_of(question: str) -> str:
+def prompt_of(question: str, request: str = SHORT_ANSWER) -> str:
     """The user's turn as LLaVA's benchmark files write it."""
-    return f"{question}\n{SHORT_ANSWER}"
+    return f"{question}\n{request}"
 
 
 def yes_no(value: bool) -> str:
@@ -214,7 +218,7 @@ class Mix:
         """A batch's outcome: one entry per question."""
         for name in set(categories):
             own = [r for c, r in zip(categories, right, strict=True) if c == name]
-            self.right[name] = self.MEMORY * self.right[name] + (1 - self.MEMORY) * sum(own) / len(own)
+            self.right[name] = self.MEMORY * self.right.get(name, 0.0) + (1 - self.MEMORY) * sum(own) / len(own)
 
 
 def sample_questions(scene: Scene, rng: random.Random, number: int, mix: Mix) -> list[Question]:

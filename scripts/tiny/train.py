@@ -20,7 +20,8 @@ import sentencepiece
 import torch
 from tqdm import tqdm
 
-from scripts.tiny.batches import Packer, SceneBank, codes_of, pixels_of, sample_batch, sample_scenes
+from scripts.tiny.batches import Packer, SceneBank, codes_of, pixels_of, sample_scenes
+from scripts.tiny.choices import ask_step
 from scripts.tiny.codes import COORDINATES, OFFSETS, basis
 from scripts.tiny.easy_vqa import EasyVqa
 from scripts.tiny.losses import answer_loss, dense_loss
@@ -146,13 +147,15 @@ def llm_loss(model: TinyLlava, packer: Packer, args: argparse.Namespace) -> Loss
     directions, mix = basis(WIDTH).to(args.device), Mix()
 
     def loss_of(rng: random.Random, progress: float):
-        few = progress < FEW_SHAPES_UNTIL
-        scenes, questions = sample_batch(rng, args.batch, args.questions, FEW_SHAPES if few else MAX_SHAPES, mix)
+        few = progress < FEW_SHAPES_UNTIL and not args.init
+        brief = progress < BRIEF_UNTIL and not args.init
+        scenes = sample_scenes(rng, args.batch, FEW_SHAPES if few else MAX_SHAPES)
+        questions = ask_step(rng, scenes, args.questions, mix, 0.0 if brief else args.choices)
         share = next(share for until, share in PATCH_SHARES if progress <= until)
         codes, owners = (each.to(args.device) for each in thin(*codes_of(scenes), rng, share))
         codes = codes * (1 + 0.15 * torch.randn_like(codes)) + 0.05 * torch.randn_like(codes)
         visual = codes @ directions[:COORDINATES]
-        texts = packer.pack(questions, progress < BRIEF_UNTIL).to(args.device)
+        texts = packer.pack(questions, brief).to(args.device)
         loss, figures, right = answer_loss(model.llm, visual, texts, owners)
         mix.learn([q.category for q in texts.questions], right)
         return loss, {**figures, "patches": visual.shape[1], **rounded(mix)}
@@ -181,17 +184,18 @@ def joint_loss(model: TinyLlava, packer: Packer, easy: EasyVqa | None, args: arg
 
     def loss_of(rng: random.Random, progress: float):
         outside = round(args.batch * EASY_SHARE) if easy else 0
-        scenes, questions = sample_batch(rng, args.batch - outside, args.questions, MAX_SHAPES, mix)
-        pixels = pixels_of(scenes)
+        scenes = sample_scenes(rng, args.batch - outside, MAX_SHAPES)
+        questions = ask_step(rng, scenes, args.questions, mix, args.choices)
+        pixels, each = pixels_of(scenes), len(questions[0])
         if easy:
-            more_pixels, more_questions = easy.sample(rng, outside, args.questions)
+            more_pixels, more_questions = easy.sample(rng, outside, each)
             pixels, questions = torch.cat([pixels, more_pixels]), questions + more_questions
         visual = model.image_features(pixels.to(args.device))
-        codes, owners = (each.to(args.device) for each in codes_of(scenes))
+        codes, owners = (labels.to(args.device) for labels in codes_of(scenes))
         owners = torch.cat([owners, owners.new_full((outside, owners.shape[1]), -1)])  # easy-VQA says nothing of places
         texts = packer.pack(questions).to(args.device)
         loss, figures, right = answer_loss(model.llm, visual, texts, owners)
-        ours = args.questions * len(scenes)
+        ours = each * len(scenes)
         mix.learn([q.category for q in texts.questions[:ours]], right[:ours])
         figures["easy-VQA"] = round(sum(right[ours:]) / max(1, len(right) - ours), 3)
         dense, seen = dense_loss(visual[: len(scenes)], codes[: len(scenes)])
@@ -211,10 +215,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=("tower", "llm", "joint", "export"))
     parser.add_argument("--work", default="outputs/tiny", help="folder of stage checkpoints")
+    parser.add_argument("--init", help="start from this stage checkpoint's weights, without the curriculum")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--batch", type=int, default=16, help="pictures a step (tower: six times as many windows)")
     parser.add_argument("--questions", type=int, default=10, help="per picture")
+    parser.add_argument("--choices", type=float, default=0.0, help="share of the steps that ask with lettered options")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)
@@ -241,7 +247,9 @@ def main() -> None:
         export(model, tokenizer_path.read_bytes(), Path(args.out))
         return
     model.share_words(tokenizer)
-    if args.stage == "joint" and not (work / "joint.pt").exists():
+    if args.init:
+        model.load_state_dict(torch.load(args.init, weights_only=True)["model"])
+    elif args.stage == "joint" and not (work / "joint.pt").exists():
         model.load_state_dict(start_of_joint(work))
     model.to(args.device)
     packer = Packer(tokenizer)
