@@ -13,6 +13,8 @@ from torch import nn
 
 from dart.families.base import register, runs_of
 
+ORIGINAL_TYPES = ("llava_llama", "llava_mistral", "llava_qwen")
+
 
 @register("llava")
 class LlavaOriginal:

@@ -11,8 +11,11 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
+from llava.files import read_json
 from llava.model.checkpoint import check_folder, weight_names
-from llava.model.language_model.llava_llama import LlavaLlamaConfig, LlavaLlamaForCausalLM
+from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
+from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
+from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
 from llava.model.multimodal_encoder.builder import resolve_tower
 
 DEFAULT_CONTEXT = 2048
@@ -20,6 +23,11 @@ TOWER_PREFIX = "model.vision_tower."
 PROJECTOR_FILE = "mm_projector.bin"
 ADAPTER_FILE = "adapter_config.json"
 NON_LORA_FILE = "non_lora_trainables.bin"
+LANGUAGE_MODELS: dict[str, Any] = {
+    each.config_class.model_type: each
+    for each in (LlavaLlamaForCausalLM, LlavaMistralForCausalLM, LlavaQwenForCausalLM)
+}
+HF_TYPES = ("llava", "llava_next")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -34,7 +42,7 @@ def load_pretrained_model(
     attn_implementation: str | None = None,
     torch_dtype: torch.dtype | str | None = None,
     **kwargs: Any,
-) -> tuple[Any, LlavaLlamaForCausalLM, Any, int]:
+) -> tuple[Any, Any, Any, int]:
     """Load a LLaVA checkpoint and return (tokenizer, model, image_processor, context_len).
 
     model_path: folder or hub name; model_base: the full model for a projector-only or LoRA checkpoint; model_name is
@@ -45,7 +53,7 @@ def load_pretrained_model(
     dtype = _dtype(torch_dtype if torch_dtype is not None else kwargs.pop("dtype", None), device)
     folder = _local_folder(model_path)
     base = _local_folder(model_base) if model_base else folder
-    config = LlavaLlamaConfig.from_pretrained(folder)
+    config = _config(folder)
     if getattr(config, "mm_vision_tower", None) is None:
         raise ValueError(f"{model_path}/config.json has no mm_vision_tower: expected an original LLaVA checkpoint")
     placement = _placement(device, device_map, load_8bit, load_4bit, dtype)
@@ -63,6 +71,15 @@ def load_pretrained_model(
     # Old checkpoints store a max_length that would compete with max_new_tokens.
     model.generation_config.max_length = None
     return tokenizer, model, image_processor, getattr(config, "max_sequence_length", DEFAULT_CONTEXT)
+
+
+def _config(folder: str) -> Any:
+    """The config, of the class that its model_type names. Raises ValueError for a model that LLaVA is not."""
+    kind = read_json(os.path.join(folder, "config.json")).get("model_type")
+    if kind not in LANGUAGE_MODELS:
+        hint = "; load llava-hf checkpoints with transformers" if kind in HF_TYPES else ""
+        raise ValueError(f"{folder}/config.json: model_type {kind!r} is not one of {', '.join(LANGUAGE_MODELS)}{hint}")
+    return LANGUAGE_MODELS[kind].config_class.from_pretrained(folder)
 
 
 def _dtype(value: torch.dtype | str | None, device: torch.device) -> torch.dtype:
@@ -117,14 +134,12 @@ def _placement(device: torch.device, device_map: Any, eight: bool, four: bool, d
     return {"device_map": {"": device} if device_map in (None, "auto") else device_map, **quantization}
 
 
-def _load_model(
-    folder: str, config: LlavaLlamaConfig, dtype: torch.dtype, partial: bool, options: dict
-) -> LlavaLlamaForCausalLM:
+def _load_model(folder: str, config: Any, dtype: torch.dtype, partial: bool, options: dict) -> Any:
     names = weight_names(folder)
     if any(name.startswith(TOWER_PREFIX) for name in names) and getattr(config, "mm_vision_config", None) is None:
         tower = resolve_tower(config.mm_vision_tower, folder)
         config.mm_vision_config = CLIPVisionConfig.from_pretrained(tower).to_dict()
-    model, info = LlavaLlamaForCausalLM.from_pretrained(
+    model, info = LANGUAGE_MODELS[config.model_type].from_pretrained(
         folder, config=config, dtype=dtype, output_loading_info=True, **options
     )
     missing = {name for name in info["missing_keys"] if not (partial and "mm_projector" in name)}
@@ -140,7 +155,7 @@ def _load_model(
     return model
 
 
-def _load_tower(model: LlavaLlamaForCausalLM, path: str, dtype: torch.dtype) -> None:
+def _load_tower(model: Any, path: str, dtype: torch.dtype) -> None:
     """Read the tower unless the checkpoint brought its own; its geometry goes into the config, for saving."""
     tower = model.get_vision_tower()
     if tower is None or tower.is_loaded:
@@ -150,7 +165,7 @@ def _load_tower(model: LlavaLlamaForCausalLM, path: str, dtype: torch.dtype) -> 
     model.config.mm_vision_config = tower.tower.config.to_dict()
 
 
-def _apply_trained_part(model: LlavaLlamaForCausalLM, folder: str) -> LlavaLlamaForCausalLM:
+def _apply_trained_part(model: Any, folder: str) -> Any:
     """Put a projector-only or LoRA checkpoint on top of the base model."""
     if os.path.isfile(os.path.join(folder, ADAPTER_FILE)):
         if importlib.util.find_spec("peft") is None:
@@ -165,7 +180,7 @@ def _apply_trained_part(model: LlavaLlamaForCausalLM, folder: str) -> LlavaLlama
     return model
 
 
-def _load_extra(model: LlavaLlamaForCausalLM, file: str) -> None:
+def _load_extra(model: Any, file: str) -> None:
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file} does not exist: a checkpoint with a model base needs it")
     tensors = torch.load(file, map_location="cpu", weights_only=True)
@@ -178,7 +193,7 @@ def _load_extra(model: LlavaLlamaForCausalLM, file: str) -> None:
         raise ValueError(f"{file} has unknown weights: {', '.join(unexpected[:3])}")
 
 
-def _load_tokenizer(folder: str, model: LlavaLlamaForCausalLM) -> Any:
+def _load_tokenizer(folder: str, model: Any) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     added = []
     if getattr(model.config, "mm_use_im_patch_token", True):

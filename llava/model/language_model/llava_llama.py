@@ -1,184 +1,33 @@
-"""LLaVA on transformers' Llama, with DART in place: `model.config.DART_config = {...}` prunes, `None` does not."""
+"""LLaVA on transformers' Llama (Vicuna, Llama 2 and 3, Yi), with DART in place: `model.config.DART_config = {...}`."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-import dart
-from dart.pruner import ATTACHED
-from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.llava_arch import Images, LlavaMetaForCausalLM, add_vision_modules
+from llava.model.language_model.llava_causal import LlavaCausalMixin, LlavaConfigMixin, LlavaDecoderMixin
 
 
-class LlavaLlamaConfig(LlamaConfig):
-    """Llama's config with LLaVA's mm_* entries. `DART_config` is a run-time switch and is never written to disk."""
+class LlavaLlamaConfig(LlavaConfigMixin, LlamaConfig):
+    """Llama's config with LLaVA's mm_* entries."""
 
     model_type = "llava_llama"
 
-    def to_dict(self) -> dict[str, Any]:
-        return {key: value for key, value in super().to_dict().items() if key != "DART_config"}
 
-
-class LlavaLlamaModel(LlamaModel):
-    """Llama's decoder with the vision modules beside it; takes the spans that `dart`'s adapter reads."""
+class LlavaLlamaModel(LlavaDecoderMixin, LlamaModel):
+    """Llama's decoder with the vision modules beside it."""
 
     config_class = LlavaLlamaConfig
 
-    def __init__(self, config: LlavaLlamaConfig):
-        super().__init__(config)
-        add_vision_modules(self, config)
-        self.post_init()
 
-    def forward(
-        self, *args: Any, visual_span_ids: torch.Tensor | None = None, **kwargs: Any
-    ) -> BaseModelOutputWithPast:
-        """As LlamaModel.forward. visual_span_ids LongTensor [B, S] is for hooks; Llama itself has no use for it."""
-        return super().forward(*args, **kwargs)
-
-
-class LlavaLlamaForCausalLM(LlamaForCausalLM, LlavaMetaForCausalLM):
-    """LLaVA-1.5 / 1.6 on Llama (Vicuna) weights, in the original checkpoint layout."""
+class LlavaLlamaForCausalLM(LlavaCausalMixin, LlamaForCausalLM):
+    """LLaVA-1.5 / 1.6 on Llama weights, in the original checkpoint layout; `LlavaCausalMixin` has pictures, generation, DART."""
 
     config_class = LlavaLlamaConfig
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq", r"embeddings\.position_ids"]
 
     def __init__(self, config: LlavaLlamaConfig):
         super(LlamaForCausalLM, self).__init__(config)
-        self.model = LlavaLlamaModel(config)
-        self.vocab_size = config.vocab_size
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._dart_own: dart.PruneHandle | None = None
-        self._dart_seen: dict[str, Any] | None = None
-        self.post_init()
-
-    @property
-    def dart_handle(self) -> dart.PruneHandle | None:
-        """The active pruning, from `config.DART_config` or from the caller's `dart.prune`; None when off."""
-        self._sync_dart()
-        return self._dart_own or getattr(self.model, ATTACHED, None)
-
-    def _sync_dart(self) -> None:
-        """Attach, change or remove DART as `config.DART_config` says. Raises ValueError / TypeError."""
-        wanted = getattr(self.config, "DART_config", None)
-        if wanted == self._dart_seen:
-            return
-        if wanted is not None and not isinstance(wanted, dict):
-            raise TypeError(f"config.DART_config must be a dict or None, got {type(wanted).__name__}")
-        if self._dart_own is not None:
-            self._dart_own.remove()
-        self._dart_own = self._dart_seen = None
-        if wanted is not None:
-            anyres = getattr(self.config, "image_aspect_ratio", None) == "anyres"
-            self._dart_own = dart.prune(self, dart.DartConfig.from_original(wanted, anyres=anyres))
-            self._dart_seen = copy.deepcopy(wanted)
-
-    def forward(  # type: ignore[override]
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        images: Images | None = None,
-        image_sizes: Sequence[Sequence[int]] | None = None,
-        visual_span_ids: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """input_ids LongTensor [B, S] with -200 for every picture; images, image_sizes: see `encode_images`.
-
-        With a cache, input_ids are the new tokens and attention_mask (if any) covers cached and new ones. The logits
-        are [B, S', V]: S' counts visual tokens, after pruning only the kept ones. Raises ValueError for placeholders
-        without pictures.
-        """
-        self._sync_dart()
-        if inputs_embeds is None and input_ids is not None:
-            if images is None and input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
-                raise ValueError("the prompt has an image placeholder (-200) but images is None: pass images=")
-            if images is not None:
-                merged = self.merge(input_ids, images, attention_mask, labels, image_sizes)
-                input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
-                attention_mask, visual_span_ids = merged.attention_mask, merged.visual_span_ids
-                position_ids = merged.position_ids
-        outputs = super().forward(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            visual_span_ids=visual_span_ids,
-            **kwargs,
-        )
-        if labels is not None:
-            labels = self._labels_of_kept(labels, visual_span_ids, outputs.logits.shape[1])
-            outputs.loss = self.loss_function(logits=outputs.logits, labels=labels, vocab_size=self.config.vocab_size)
-        return outputs
-
-    def _labels_of_kept(self, labels: torch.Tensor, spans: torch.Tensor | None, length: int) -> torch.Tensor:
-        """[B, S] -> [B, length]: labels of the tokens that DART left, at the end of each row."""
-        handle = self.dart_handle
-        if length == labels.shape[1] or spans is None or handle is None or handle.last is None:
-            return labels
-        shorter = labels.new_full((labels.shape[0], length), IGNORE_INDEX)
-        for row, kept in enumerate(handle.last.kept):
-            stays = spans[row] == 0
-            stays[kept] = True
-            shorter[row, length - int(stays.sum()) :] = labels[row][stays]
-        return shorter
-
-    @torch.no_grad()
-    def generate(  # type: ignore[override]
-        self,
-        inputs: torch.Tensor | None = None,
-        images: Images | None = None,
-        image_sizes: Sequence[Sequence[int]] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """transformers' `generate` for prompts [B, S] with pictures (`inputs` or `input_ids`).
-
-        Returns the new tokens only. Rows are padded on the left whatever the tokenizer does. With `past_key_values`
-        from an earlier turn, pass the whole conversation and all its pictures: only what is new is computed.
-        """
-        input_ids = kwargs.pop("input_ids", inputs)
-        if input_ids is None or kwargs.get("inputs_embeds") is not None:
-            raise ValueError("generate takes input_ids (with -200 for every picture), not inputs_embeds")
-        self._sync_dart()
-        kwargs.pop("position_ids", None)
-        merged = self.merge(input_ids, images, kwargs.pop("attention_mask", None), None, image_sizes, "left")
-        mask = merged.attention_mask
-        if mask is None:
-            mask = torch.ones(merged.inputs_embeds.shape[:2], dtype=torch.long, device=merged.inputs_embeds.device)
-        spans = {} if merged.visual_span_ids is None else {"visual_span_ids": merged.visual_span_ids}
-        return super().generate(inputs_embeds=merged.inputs_embeds, attention_mask=mask, **spans, **kwargs)
-
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self,
-        input_ids: torch.Tensor,
-        inputs_embeds: torch.Tensor | None = None,
-        is_first_iteration: bool | None = False,
-        visual_span_ids: torch.Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """The spans go with the prefill alone; without a cache every step is one."""
-        if inputs_embeds is not None and not is_first_iteration and not kwargs.get("use_cache", True):
-            inputs_embeds = torch.cat([inputs_embeds, self.model.embed_tokens(input_ids)], dim=1)
-            is_first_iteration = True
-            if visual_span_ids is not None:
-                visual_span_ids = nn.functional.pad(visual_span_ids, (0, input_ids.shape[1]))
-        prepared = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if visual_span_ids is not None and is_first_iteration:
-            spans = visual_span_ids[:, -prepared["inputs_embeds"].shape[1] :]
-            prepared["visual_span_ids"] = spans if bool((spans > 0).any()) else None
-        return prepared
+        self.set_up(LlavaLlamaModel(config), config)
 
 
 AutoConfig.register(LlavaLlamaConfig.model_type, LlavaLlamaConfig)
