@@ -15,6 +15,7 @@ DEFAULT_KEEP = 128
 ORIGINAL_FIELDS = {"K": "layer", "pivot_image_token": "image_pivots", "pivot_text_token": "text_pivots"}
 ORIGINAL_BUDGETS = ("max_num_trunction", "reduction_ratio", "retain_token_num_for_llava_next")
 ORIGINAL_IGNORED = ("image_token_start_index", "image_token_length")
+ORIGINAL_SWITCH = "Sparse"
 ORIGINAL_EXTRAS = ("pivot_order", "strategy", "scope", "exact", "seed")
 
 
@@ -32,7 +33,8 @@ class DartConfig:
     strategy: a name registered in `dart.strategies`.
     pivot_order: "norm" (image pivots by falling norm, then text pivots by falling norm) or "original" (the order of
         the research code's Python set, which published numbers rest on; one small host read a sample).
-    scope: "span" shares the budget over a sample's pictures in proportion to their tokens, "joint" pools them.
+    scope: "span" shares the budget over a sample's pictures (LLaVA-NeXT: over every view of them, the overview and
+        the tiles) in proportion to their tokens, "joint" pools them.
     exact: keep exactly `keep` tokens. By default, as in the research code, each of P pivots takes `budget // P`
         tokens, and the image pivots come on top: 128 keeps 4 + 8 * 16 = 132, a ratio of 0.778 of 576 keeps 124.
     seed: for strategies that draw at random.
@@ -139,22 +141,31 @@ class DartConfig:
         return kept, images, takes
 
     @classmethod
-    def from_original(cls, mapping: Mapping[str, Any], *, anyres: bool = False, **overrides: Any) -> DartConfig:
+    def from_original(
+        cls, mapping: Mapping[str, Any], *, anyres: bool = False, ratio_first: bool = False, **overrides: Any
+    ) -> DartConfig:
         """Read the research code's dictionary.
 
         A budget of None is absent; `max_num_trunction` wins over the ratio, as there; a budget of no kind means 128.
 
-        anyres: the checkpoint is a LLaVA-NeXT one, where `retain_token_num_for_llava_next` is the budget.
+        anyres: the checkpoint is a LLaVA-NeXT one, where `retain_token_num_for_llava_next` is the budget
+            and all tiles are one pool unless the mapping has a `scope`.
         """
-        known = {*ORIGINAL_FIELDS, *ORIGINAL_BUDGETS, *ORIGINAL_IGNORED, *ORIGINAL_EXTRAS}
+        known = {*ORIGINAL_FIELDS, *ORIGINAL_BUDGETS, *ORIGINAL_IGNORED, *ORIGINAL_EXTRAS, ORIGINAL_SWITCH}
         if unknown := sorted(set(mapping) - known):
             raise ValueError(f"DART_config has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        if (switch := mapping.get(ORIGINAL_SWITCH, True)) is not True:
+            raise ValueError(f"{ORIGINAL_SWITCH} must be True here, got {switch!r} (False: do not prune at all)")
         fields: dict[str, Any] = {new: mapping[old] for old, new in ORIGINAL_FIELDS.items() if old in mapping}
         fields |= {name: mapping[name] for name in ORIGINAL_EXTRAS if name in mapping}
         fields.setdefault("pivot_order", "original")
+        if anyres:
+            fields.setdefault("scope", "joint")
         retain = mapping.get("retain_token_num_for_llava_next")
         if anyres and retain is not None:
             fields["keep"] = retain
+        elif ratio_first and mapping.get("reduction_ratio") is not None:
+            fields["reduction_ratio"] = mapping["reduction_ratio"]
         elif mapping.get("max_num_trunction") is not None:
             fields["keep"] = mapping["max_num_trunction"]
         elif mapping.get("reduction_ratio") is not None:

@@ -58,7 +58,7 @@ def add_dart_arguments(parser: argparse.ArgumentParser) -> None:
         "--scope",
         default="joint",
         choices=("joint", "span"),
-        help="one budget for all vision tokens of a prompt (the original) or a share for each picture",
+        help="one budget for all vision tokens of a prompt (the original) or a share for each picture or tile",
     )
     group.add_argument("--strategy", default="dart", help="dart, random, uniform or a strategy of your own")
     group.add_argument("--seed", type=int, default=0, help="of random strategies and of sampling")
@@ -94,9 +94,10 @@ def dart_config_from_args(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def check_image_span(args: argparse.Namespace, span_ids: torch.Tensor) -> None:
-    """Compare --image_token_start_index / --image_token_length, with a row's first picture (span ids [S])."""
-    found = torch.where(span_ids == span_ids[span_ids > 0].min())[0] if bool((span_ids > 0).any()) else span_ids[:0]
-    start, length = (int(found[0]), len(found)) if len(found) else (0, 0)
+    """Compare --image_token_start_index / --image_token_length, with a row's first run of visual tokens ([S])."""
+    visual = span_ids > 0
+    start = int(visual.int().argmax()) if bool(visual.any()) else 0
+    length = int(visual[start:].int().cumprod(0).sum())
     for flag, given, real in (
         ("--image_token_start_index", args.image_token_start_index, start),
         ("--image_token_length", args.image_token_length, length),

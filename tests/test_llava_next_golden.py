@@ -60,8 +60,9 @@ def test_prompt_tiles_and_embeddings_are_the_recorded_ones(name):
     expected = tensors()[whole] if whole in tensors() else tensors()[f"{whole}_every_8th_row"]
     got = embeds if len(expected) == len(embeds) else embeds[::8]
     torch.testing.assert_close(got, expected, atol=TOLERANCE, rtol=0)
-    assert merged.visual_span_ids[0, IMAGE_START : IMAGE_START + record["image_tokens"]].eq(1).all()
-    assert int(merged.visual_span_ids.sum()) == record["image_tokens"]
+    visual = merged.visual_span_ids[0] > 0
+    assert visual[IMAGE_START : IMAGE_START + record["image_tokens"]].all()
+    assert int(visual.sum()) == record["image_tokens"]
 
 
 @pytest.mark.parametrize("name", PARITY)

@@ -92,3 +92,20 @@ def merge_tiles(
     else:
         merged = grid.permute(0, 2, 1, 3, 4).flatten(0, 3)
     return torch.cat([overview, merged])
+
+
+def view_ids(
+    views: int,
+    patches: int,
+    size: tuple[int, int],
+    pinpoints: str | Sequence[Sequence[int]],
+    tile_side: int,
+    unpad_rows: bool,
+) -> torch.Tensor:
+    """LongTensor [tokens]: from which view (1 = overview, then the tiles) each token of `merge_tiles` comes.
+
+    views, patches: of the picture and of each view. A newline belongs to the tile that its row ends in.
+    """
+    numbers = torch.arange(1.0, views + 1)[:, None, None].expand(views, patches, 1)
+    merged = merge_tiles(numbers, size, pinpoints, tile_side, torch.zeros(1) if unpad_rows else None)[:, 0].long()
+    return torch.where(merged > 0, merged, merged.roll(1))

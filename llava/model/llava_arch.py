@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from llava.model.anyres import merge_tiles
+from llava.model.anyres import merge_tiles, view_ids
 from llava.model.multimodal_encoder.builder import build_vision_tower
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 from llava.model.multimodal_projector.builder import build_vision_projector
@@ -25,7 +25,7 @@ class Merged:
 
     inputs_embeds [B, S, D]; attention_mask LongTensor [B, past + S] or None without padding; position_ids LongTensor
     [B, S] or None (then consecutive); labels LongTensor [B, S] or None; visual_span_ids LongTensor [B, S]: 0 = text or
-    padding, k = the row's k-th picture, or None without pictures.
+    padding, k = the row's k-th visual span (a picture, or a view of an anyres picture), or None without pictures.
     """
 
     inputs_embeds: torch.Tensor
@@ -50,6 +50,17 @@ def add_vision_modules(module: nn.Module, config: Any) -> None:
     module.mm_projector = build_vision_projector(config)
     if "unpad" in getattr(config, "mm_patch_merge_type", "flat"):
         module.image_newline = nn.Parameter(torch.empty(config.hidden_size))
+
+
+def _views(images: Images) -> list[torch.Tensor]:
+    """[views, 3, H, W] of every picture. Raises ValueError for other shapes."""
+    views = [image[None] if image.ndim == 3 else image for image in images]
+    for view in views:
+        if view.ndim != 4:
+            raise ValueError(
+                f"images must be [N, 3, H, W] or a list of [3, H, W] / [tiles, 3, H, W], got {list(view.shape)}"
+            )
+    return views
 
 
 def _pad(rows: list[torch.Tensor], value: float, side: str) -> torch.Tensor:
@@ -77,12 +88,7 @@ class LlavaMetaForCausalLM:
         tower = self.get_vision_tower()
         if tower is None:
             raise ValueError("this checkpoint has no vision tower (mm_vision_tower is not set): it cannot take images")
-        views = [image[None] if image.ndim == 3 else image for image in images]
-        for view in views:
-            if view.ndim != 4:
-                raise ValueError(
-                    f"images must be [N, 3, H, W] or a list of [3, H, W] / [tiles, 3, H, W], got {list(view.shape)}"
-                )
+        views = _views(images)
         target = self.model.embed_tokens.weight
         pixels = torch.cat([view.to(target.device) for view in views])
         projected = self.model.mm_projector(tower(pixels).to(target.dtype))
@@ -91,6 +97,26 @@ class LlavaMetaForCausalLM:
         return [
             self._one_picture(f, t, n, image_sizes) for n, (f, t) in enumerate(zip(per_picture, tiled, strict=True))
         ]
+
+    def _span_ids(
+        self, images: Images, features: list[torch.Tensor], sizes: Sequence[Sequence[int]] | None
+    ) -> list[torch.Tensor]:
+        """For every picture a LongTensor [tokens] on the CPU: 1, or the number of the view for pictures in tiles."""
+        tower = self.model.vision_tower.tower.config
+        merge = getattr(self.config, "mm_patch_merge_type", "flat")
+        ids = []
+        for number, (image, picture) in enumerate(zip(images, features, strict=True)):
+            count = len(image) if image.ndim == 4 else 1
+            if count == 1:
+                ids.append(torch.ones(len(picture), dtype=torch.long))
+            elif merge == "flat" or sizes is None:
+                ids.append(torch.arange(1, count + 1).repeat_interleave(len(picture) // count))
+            else:
+                patches = (tower.image_size // tower.patch_size) ** 2
+                size = (int(sizes[number][0]), int(sizes[number][1]))
+                grid, unpads = self.config.image_grid_pinpoints, "unpad" in merge
+                ids.append(view_ids(count, patches, size, grid, tower.image_size, unpads))
+        return ids
 
     def _one_picture(
         self, features: torch.Tensor, tiled: bool, number: int, sizes: Sequence[Sequence[int]] | None
@@ -139,21 +165,26 @@ class LlavaMetaForCausalLM:
             raise ValueError(
                 f"the prompts have {wanted} image placeholder(s) but {given} image(s) were given: pass one per <image>"
             )
-        features = iter([] if images is None or not given else self.encode_images(images, image_sizes))
-        rows = [self._merge_row(row, text, features) for row, text in zip(ids, texts, strict=True)]
+        pictures: Any = iter(())
+        if images is not None and given:
+            features = self.encode_images(images, image_sizes)
+            pictures = zip(features, self._span_ids(images, features, image_sizes), strict=True)
+        rows = [self._merge_row(row, text, pictures) for row, text in zip(ids, texts, strict=True)]
         side = padding_side or getattr(self.config, "tokenizer_padding_side", "right")
         return self._collate(rows, past, labels is not None, side)
 
-    def _merge_row(self, ids: torch.Tensor, labels: torch.Tensor | None, features: Any) -> _Row:
+    def _merge_row(self, ids: torch.Tensor, labels: torch.Tensor | None, pictures: Any) -> _Row:
         """One row without padding: its text embeddings with the next pictures in place."""
         places = (ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist()
         embeds, spans, targets = [], [], []
         labels = ids if labels is None else labels
+        last = 0
         for number, (start, end) in enumerate(zip([-1, *places], [*places, len(ids)], strict=True)):
             if number:
-                picture = next(features)
+                picture, views = next(pictures)
                 embeds.append(picture)
-                spans.append(ids.new_full((len(picture),), number))
+                spans.append((views + last).to(ids.device))
+                last += int(views.max())
                 targets.append(labels.new_full((len(picture),), IGNORE_INDEX))
             text = ids[start + 1 : end]
             embeds.append(self.model.embed_tokens(text))

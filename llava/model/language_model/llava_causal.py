@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 import dart
-from dart.pruner import ATTACHED
+from dart.config_switch import ConfigSwitch
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.llava_arch import Images, LlavaMetaForCausalLM, add_vision_modules
 
@@ -41,38 +40,20 @@ class LlavaDecoderMixin:
         return super().forward(*args, **kwargs)  # type: ignore[misc]
 
 
-class LlavaCausalMixin(LlavaMetaForCausalLM):
+class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
     """Before a causal model class, whose `__init__` is replaced by `set_up` with the decoder that sees."""
 
     def set_up(self, decoder: nn.Module, config: Any) -> None:
-        """The last part of `__init__`: `self.model`, the head, DART off."""
+        """The last part of `__init__`: `self.model`, the head."""
         self.model = decoder
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self._dart_own: dart.PruneHandle | None = None
-        self._dart_seen: dict[str, Any] | None = None
         self.post_init()  # type: ignore[attr-defined]
 
-    @property
-    def dart_handle(self) -> dart.PruneHandle | None:
-        """The active pruning, from `config.DART_config` or from the caller's `dart.prune`; None when off."""
-        self._sync_dart()
-        return self._dart_own or getattr(self.model, ATTACHED, None)
-
-    def _sync_dart(self) -> None:
-        """Attach, change or remove DART as `config.DART_config` says. Raises ValueError / TypeError."""
-        wanted = getattr(self.config, "DART_config", None)
-        if wanted == self._dart_seen:
-            return
-        if wanted is not None and not isinstance(wanted, dict):
-            raise TypeError(f"config.DART_config must be a dict or None, got {type(wanted).__name__}")
-        if self._dart_own is not None:
-            self._dart_own.remove()
-        self._dart_own = self._dart_seen = None
-        if wanted is not None:
-            anyres = getattr(self.config, "image_aspect_ratio", None) == "anyres"
-            self._dart_own = dart.prune(self, dart.DartConfig.from_original(wanted, anyres=anyres))
-            self._dart_seen = copy.deepcopy(wanted)
+    def _read_dart_config(self, mapping: dict[str, Any]) -> dart.DartConfig:
+        """On anyres checkpoints `retain_token_num_for_llava_next` is the budget."""
+        anyres = getattr(self.config, "image_aspect_ratio", None) == "anyres"
+        return dart.DartConfig.from_original(mapping, anyres=anyres)
 
     def forward(  # type: ignore[override]
         self,
@@ -93,7 +74,6 @@ class LlavaCausalMixin(LlavaMetaForCausalLM):
         are [B, S', V]: S' counts visual tokens, after pruning only the kept ones. Raises ValueError for placeholders
         without pictures.
         """
-        self._sync_dart()
         if inputs_embeds is None and input_ids is not None:
             if images is None and input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
                 raise ValueError("the prompt has an image placeholder (-200) but images is None: pass images=")
