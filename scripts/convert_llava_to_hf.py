@@ -1,4 +1,4 @@
-"""Convert an original LLaVA checkpoint into the format of transformers' LlavaForConditionalGeneration.
+"""Convert an original LLaVA checkpoint into the format of transformers' LlavaForConditionalGeneration / LlavaNextFor...
 
 `python scripts/convert_llava_to_hf.py --model-path CHECKPOINT --output FOLDER`
 """
@@ -9,62 +9,76 @@ import argparse
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    MistralConfig,
+    Qwen2Config,
+)
 
 from llava.cli_errors import UserError, exits_cleanly
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.model.anyres import parse_pinpoints
 from llava.model.builder import load_pretrained_model
 
 PROJECTOR = {"0": "linear_1", "2": "linear_2"}
-TEXT_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_parameters",
-    "attention_bias",
-    "mlp_bias",
-    "bos_token_id",
-    "eos_token_id",
-    "pad_token_id",
-)
+TEXT_CONFIGS: dict[str, Any] = {
+    "llava_llama": LlamaConfig,
+    "llava_mistral": MistralConfig,
+    "llava_qwen": Qwen2Config,
+}
 
 
-def convert_config(config: Any, image_token_id: int) -> LlavaConfig:
-    """The config of the converted model. Raises ValueError for what LlavaForConditionalGeneration cannot express."""
-    if getattr(config, "mm_projector_type", "linear") != "mlp2x_gelu" or config.image_aspect_ratio == "anyres":
-        raise ValueError("only LLaVA-1.5 checkpoints (mlp2x_gelu projector, no anyres) can be converted")
-    text = LlamaConfig(**{name: getattr(config, name) for name in TEXT_FIELDS if hasattr(config, name)})
+def is_next(config: Any) -> bool:
+    """LLaVA-NeXT: pictures in tiles."""
+    return getattr(config, "image_aspect_ratio", None) == "anyres"
+
+
+def convert_config(config: Any, image_token_id: int) -> LlavaConfig | LlavaNextConfig:
+    """The config of the converted model. Raises ValueError for what transformers' classes cannot express."""
+    if getattr(config, "mm_projector_type", "linear") != "mlp2x_gelu":
+        raise ValueError("only checkpoints with mm_projector_type mlp2x_gelu can be converted")
+    if is_next(config) and getattr(config, "mm_patch_merge_type", "flat") != "spatial_unpad":
+        raise ValueError("only anyres checkpoints with mm_patch_merge_type spatial_unpad can be converted")
+    text_class = TEXT_CONFIGS[config.model_type]
+    fields = [name for name in text_class().to_dict() if name != "model_type" and hasattr(config, name)]
+    text = text_class(**{name: getattr(config, name) for name in fields})
     text.vocab_size = max(text.vocab_size, image_token_id + 1)
-    return LlavaConfig(
-        vision_config=CLIPVisionConfig(**config.mm_vision_config),
-        text_config=text,
-        image_token_id=image_token_id,
-        projector_hidden_act="gelu",
-        vision_feature_layer=config.mm_vision_select_layer,
-        vision_feature_select_strategy="default" if config.mm_vision_select_feature == "patch" else "full",
-    )
+    common = {
+        "vision_config": CLIPVisionConfig(**config.mm_vision_config),
+        "text_config": text,
+        "image_token_id": image_token_id,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": config.mm_vision_select_layer,
+        "vision_feature_select_strategy": "default" if config.mm_vision_select_feature == "patch" else "full",
+    }
+    if not is_next(config):
+        return LlavaConfig(**common)
+    # transformers has (height, width), LLaVA (width, height).
+    pinpoints = [[height, width] for width, height in parse_pinpoints(config.image_grid_pinpoints)]
+    return LlavaNextConfig(image_grid_pinpoints=pinpoints, **common)
 
 
-def convert_model(model: Any, image_token_id: int) -> LlavaForConditionalGeneration:
-    """A LlavaForConditionalGeneration with the weights of our LlavaLlamaForCausalLM, same dtype.
+def convert_model(model: Any, image_token_id: int) -> LlavaForConditionalGeneration | LlavaNextForConditionalGeneration:
+    """A model of transformers with the weights of one of our LLaVA classes, same dtype.
 
     image_token_id: id of the placeholder, one per visual token; an id beyond the vocabulary adds (zero) rows.
     """
-    converted = LlavaForConditionalGeneration(convert_config(model.config, image_token_id)).to(model.dtype)
+    family: Any = LlavaNextForConditionalGeneration if is_next(model.config) else LlavaForConditionalGeneration
+    converted = family(convert_config(model.config, image_token_id)).to(model.dtype)
     parts = converted.model
     parts.vision_tower.load_state_dict(model.get_vision_tower().tower.state_dict())
     projector = model.model.mm_projector.state_dict()
     renamed = {f"{PROJECTOR[name.split('.')[0]]}.{name.split('.')[1]}": value for name, value in projector.items()}
     parts.multi_modal_projector.load_state_dict(renamed)
-    decoder = {
-        n: v for n, v in model.model.state_dict().items() if not n.startswith(("vision_tower.", "mm_projector."))
-    }
+    vision = ("vision_tower.", "mm_projector.", "image_newline")
+    decoder = {n: v for n, v in model.model.state_dict().items() if not n.startswith(vision)}
+    if is_next(model.config):
+        parts.image_newline.data.copy_(model.model.image_newline.data)
     missing_rows = converted.config.text_config.vocab_size - model.config.vocab_size
     decoder["embed_tokens.weight"] = _more_rows(decoder["embed_tokens.weight"], missing_rows)
     parts.language_model.load_state_dict(decoder)
@@ -89,10 +103,11 @@ def main(argv: list[str] | None = None) -> None:
     image_token_id = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
     if image_token_id is None:
         raise UserError(f"the tokenizer of {args.model_path} did not take the token {DEFAULT_IMAGE_TOKEN}")
-    convert_model(model, image_token_id).save_pretrained(args.output)
+    converted = convert_model(model, image_token_id)
+    converted.save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
     processor.save_pretrained(args.output)
-    print(f"wrote {args.output}: load it with transformers' LlavaForConditionalGeneration")
+    print(f"wrote {args.output}: load it with transformers' {type(converted).__name__}")
 
 
 if __name__ == "__main__":

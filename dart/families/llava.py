@@ -18,12 +18,12 @@ ORIGINAL_TYPES = ("llava_llama", "llava_mistral", "llava_qwen")
 
 @register("llava")
 class LlavaOriginal:
-    """model_type `llava_llama`: the text model is the entry and is told the spans."""
+    """model_type `llava_llama`, `llava_mistral`, `llava_qwen`: the text model is the entry and is told the spans."""
 
     aligns_labels = True
 
     def matches(self, model: nn.Module) -> bool:
-        return getattr(getattr(model, "config", None), "model_type", None) == "llava_llama"
+        return getattr(getattr(model, "config", None), "model_type", None) in ORIGINAL_TYPES
 
     def entry(self, model: Any) -> Any:
         return model.model

@@ -19,6 +19,8 @@ from dart.families.base import register, runs_of
 class LlavaNextTransformers:
     """model_type `llava_next`: visual tokens have the config's placeholder id, `image_sizes` tells the tiles."""
 
+    aligns_labels = False
+
     def matches(self, model: nn.Module) -> bool:
         return getattr(getattr(model, "config", None), "model_type", None) == "llava_next"
 
