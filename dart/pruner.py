@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 
 from dart.cache_states import CacheStates, Kept, with_free_slots
 from dart.config import DartConfig
+from dart.continuation import Continuation
 from dart.embeddings import prune_embeddings
 from dart.families import adapter_for
 from dart.masks import PADDING, gather_mask, gather_tokens
@@ -72,6 +73,7 @@ class PruneHandle:
             raise ValueError("this model is pruned already: remove the first handle before calling dart.prune again")
         self.last: PruneReport | None = None
         self.states = CacheStates()
+        self._steps = Continuation()
         self.spans: torch.Tensor | None = None
         self._valid: torch.Tensor | None = None
         self._scratch: Cache | None = None
@@ -94,6 +96,7 @@ class PruneHandle:
         if getattr(self.decoder, ATTACHED, None) is self:
             delattr(self.decoder, ATTACHED)
         self.states = CacheStates()
+        self._steps = Continuation()
         self.spans = self._valid = self._scratch = self._step = None
 
     @property
@@ -142,6 +145,7 @@ class PruneHandle:
         mask = kwargs.get("attention_mask")
         if isinstance(mask, torch.Tensor):
             self._valid = mask.bool() if mask.ndim == 2 else _visible_to_last(mask)
+        self._steps.enter(module, kwargs)
         if self.config.layer == 0:
             return args, prune_embeddings(self, kwargs)
         return None
@@ -199,13 +203,13 @@ class PruneHandle:
         if not spans.any():
             return None
         length = spans.shape[1]
-        valid = None if self._valid is None else self._valid[:, past : past + length].cpu().numpy()
-        kept, rows = [], []
-        for b, row in enumerate(spans):
-            visible = None if valid is None else valid[b % len(valid)]
-            chosen = select_row(hidden[b], keys[b], row, visible, self.config)
+        kept = self._steps.recall(spans)
+        if kept is None:
+            kept = self._select(spans, hidden, keys, past)
+            self._steps.remember(kept)
+        rows = []
+        for row, chosen in zip(spans, kept, strict=True):
             rest = torch.from_numpy(np.flatnonzero(row == 0)).to(chosen.device)
-            kept.append(chosen)
             rows.append(torch.cat([rest, chosen]).sort().values)
         before = [int(n) for n in (spans > 0).sum(1)]
         width = max(len(r) for r in rows)
@@ -215,6 +219,12 @@ class PruneHandle:
             return None
         self.ragged = len({len(r) for r in rows}) > 1
         return torch.stack([nn.functional.pad(r, (width - len(r), 0), value=PADDING) for r in rows])
+
+    def _select(self, spans: np.ndarray, hidden: torch.Tensor, keys: torch.Tensor, past: int) -> list[torch.Tensor]:
+        valid = None if self._valid is None else self._valid[:, past : past + spans.shape[1]].cpu().numpy()
+        seen = [None if valid is None else valid[b % len(valid)] for b in range(len(spans))]
+        samples = zip(hidden, keys, spans, seen, strict=True)
+        return [select_row(h, k, row, visible, self.config) for h, k, row, visible in samples]
 
     def _make_step(
         self,

@@ -160,8 +160,10 @@ def test_without_a_cache():
     )
     model.config.DART_config = DART
     logits = model(ids, images=pixels, use_cache=False).logits[:, -1]
-    model.generate(ids, images=pixels, use_cache=False, **GREEDY)
+    tokens = model.generate(ids, images=pixels, use_cache=False, **GREEDY)
     model.config.DART_config = None
+    assert tokens[0].tolist() == RECORD["runs"]["dart128-sdpa"]["tokens"][1:7]
+    assert tokens[0, :4].tolist() == RECORD["nocache_tokens"][1:]
     torch.testing.assert_close(logits, tensors()["dart128-sdpa.prefill_last_logits"], atol=TOLERANCE, rtol=0)
 
 

@@ -55,7 +55,7 @@ def rows_left(ids, kept, model):
 
 
 @torch.no_grad()
-def answer(model, ids, pixels, **options):
+def answer(model, ids, pixels=None, **options):
     """(new tokens [B, STEPS], their logits [B, STEPS, V]) of greedy decoding."""
     out = model.generate(
         input_ids=ids,
@@ -324,3 +324,35 @@ def test_labels_of_a_picture_are_refused_and_those_of_text_are_not(model):
         assert model(input_ids=ids, pixel_values=pixels).logits.shape[1] < ids.shape[1], "the next forward is pruned"
     assert torch.equal(loss, model(input_ids=text, labels=text).loss)
     assert model(input_ids=ids, pixel_values=pixels, labels=ids).loss.isfinite()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_generate_without_a_cache_equals_generate_with_one(attention, layer, beams):
+    """One selection, for the prompt, whether its keys are kept or computed anew at every step."""
+    model = tiny_llava(attention)
+    one, two = prompt(3, 6, seed=1), prompt(8, 9, seed=2)
+    ids = torch.cat([torch.nn.functional.pad(one[0], (8, 0)), two[0]])
+    inputs = {"pixel_values": torch.cat([one[1], two[1]]), "attention_mask": (ids != 0).long(), "num_beams": beams}
+    with dart.prune(model, dart.DartConfig(keep=16, image_pivots=2, text_pivots=2, layer=layer)) as handle:
+        tokens = [answer(model, ids, use_cache=on, **inputs)[0].tolist() for on in (True, False)]
+        assert handle.last.tokens_before == ids.shape[1] + STEPS - 1
+        assert tokens[0] == tokens[1]
+        _, pixels = two
+        single, logits = answer(model, two[0], pixels, use_cache=False)
+        kept = handle.last.kept[0]
+        torch.testing.assert_close(
+            logits[0], expected(model, two[0], pixels, single[0], kept, layer), atol=1e-4, rtol=0
+        )
+
+
+@torch.no_grad()
+def test_another_prompt_without_a_cache_is_selected_anew(model):
+    (ids, pixels), (longer, _) = prompt(5, 7, seed=1), prompt(6, 7, seed=2)
+    with dart.prune(model, KEEP) as handle:
+        model(input_ids=longer, pixel_values=pixels)
+        fresh = handle.last.kept[0]
+        model(input_ids=ids, pixel_values=pixels, use_cache=False)
+        model(input_ids=longer, pixel_values=pixels, use_cache=False)
+    assert handle.last.kept[0].tolist() == fresh.tolist()
