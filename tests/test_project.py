@@ -115,7 +115,7 @@ def test_seeds_are_averaged_and_gaps_are_named():
     results = {"settings": settings, "cells": cells, "checkpoint_sha256": "0", "commit": "c", "date": "d"}
     table = render.accuracy_table(results | {"hardware": "h"})
     assert "| random-64 | 3.0 ±2.2 | - | 50.0 % |" in table
-    assert "MME has no score: no pictures" in table and "unpruned model: POPE 50.0 %" in table
+    assert "MME has no score: no pictures" in table and "unpruned: POPE 50.0 %" in table
 
 
 def test_text_without_markers_is_refused():

@@ -22,7 +22,7 @@ from llava.eval import tasks
 from llava.eval.answers import read_lines
 from llava.eval.loop import Loaded, add_loop_arguments, load, run
 from llava.eval.ranks import Ranks
-from llava.eval.suite_table import to_html, to_markdown
+from llava.eval.suite_table import BLIND, UNPRUNED, to_html, to_markdown
 from llava.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,9 +55,9 @@ def settings_of(
     strategies: list[str], keeps: list[int], pivot_orders: list[str], seeds: list[int], blind: bool
 ) -> Iterator[Setting]:
     """The table's rows: unpruned, blind, then every budget with every strategy (each pivot order, each seed)."""
-    yield Setting("unpruned")
+    yield Setting(UNPRUNED)
     if blind:
-        yield Setting("blind", blind=True)
+        yield Setting(BLIND, blind=True)
     for keep in keeps:
         for strategy in strategies:
             if strategy == RANDOM:

@@ -24,7 +24,7 @@ TITLES = {
 }
 SEED = re.compile(r"-seed\d+$")
 NOT_RUN = "-"
-UNPRUNED = "unpruned"
+UNPRUNED, BLIND = "unpruned", "blind"
 Row = list[str]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llava.eval.suite_table import TITLES, UNPRUNED, to_markdown
+from llava.eval.suite_table import BLIND, TITLES, UNPRUNED, to_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS_FOLDER = ROOT / "docs" / "results"
@@ -20,12 +20,13 @@ def _markdown(heads: list[str], body: list[list[str]]) -> list[str]:
 
 def accuracy_table(results: dict[str, Any]) -> str:
     """docs/results/llava-tiny.json: the suite's table, and the accuracies behind headline scores that are none."""
-    details = [
-        f"{TITLES[benchmark].split()[0]} {figures['accuracy']:.1f} %"
+    lines = [
+        f"{name}: {TITLES[benchmark].split()[0]} {figures['accuracy']:.1f} %"
+        for name in (UNPRUNED, BLIND)
         for benchmark in ("pope", "mme")
-        if "accuracy" in (figures := results["cells"].get(f"{benchmark}/{UNPRUNED}", {}))
+        if "accuracy" in (figures := results["cells"].get(f"{benchmark}/{name}", {}))
     ]
-    note = f"Accuracy of the unpruned model: {', '.join(details)}. " if details else ""
+    note = f"Shares of right answers, {', '.join(lines)} (chance: 50 %). " if lines else ""
     return f"{to_markdown(results)}{note}Command: `python -m scripts.results.llava_tiny`."
 
 

@@ -153,14 +153,31 @@ def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     os.replace(temporary, path)
 
 
-def export(model: TinyLlava, tokenizer_model: bytes, folder: Path) -> None:
-    """Write the checkpoint in LLaVA's original layout, float16, the tower in its own folder below."""
+def export(
+    model: TinyLlava,
+    tokenizer_model: bytes,
+    folder: Path,
+    newline: torch.Tensor | None = None,
+    pinpoints: list[list[int]] | None = None,
+) -> None:
+    """Write the checkpoint in LLaVA's original layout, float16, the tower in its own folder below.
+
+    newline [WIDTH] and pinpoints make it LLaVA-NeXT's (anyres, spatial_unpad).
+    """
     tower = folder / TOWER_NAME
     tower.mkdir(parents=True, exist_ok=True)
     weights = {k: v for k, v in model.llm.state_dict().items() if not k.endswith("inv_freq")}
     weights |= {f"model.mm_projector.{k}": v for k, v in model.projector.state_dict().items()}
+    config = _llava_config(weights["lm_head.weight"].shape[0])
+    if newline is not None:
+        weights["model.image_newline"] = newline
+        config |= {
+            "image_aspect_ratio": "anyres",
+            "image_grid_pinpoints": pinpoints,
+            "mm_patch_merge_type": "spatial_unpad",
+        }
     _save_tensors(weights, folder / "model.safetensors")
-    _write_json(folder / "config.json", _llava_config(weights["lm_head.weight"].shape[0]))
+    _write_json(folder / "config.json", config)
     _write_json(folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
     _write_json(folder / "tokenizer_config.json", _tokenizer_config())
     _write_json(
@@ -172,7 +189,7 @@ def export(model: TinyLlava, tokenizer_model: bytes, folder: Path) -> None:
         k if k.startswith("vision_model.") else f"vision_model.{k}": v for k, v in model.tower.state_dict().items()
     }
     _save_tensors({k: v for k, v in vision.items() if not k.endswith("position_ids")}, tower / "model.safetensors")
-    config = model.tower.config
+    tower_config = model.tower.config
     _write_json(
         tower / "config.json",
         {
@@ -180,7 +197,7 @@ def export(model: TinyLlava, tokenizer_model: bytes, folder: Path) -> None:
             "model_type": "clip_vision_model",
             "torch_dtype": "float16",
             **{
-                k: getattr(config, k)
+                k: getattr(tower_config, k)
                 for k in [
                     "hidden_size",
                     "intermediate_size",

@@ -1,8 +1,9 @@
-"""Train the tiny model in stages: `tower` (patch codes), `llm` (questions about codes), `joint` (pictures, questions).
+"""Train the tiny models in stages: `tower` (patch codes), `llm` (questions about codes), `joint` (pictures, questions).
 
-The first two are independent and may run side by side. Each stage is seeded, writes `<work>/<stage>.pt` every few
-minutes and resumes from it; `--minutes` ends a stage with its learning rate decayed over that time. `export` writes the
-checkpoint in LLaVA's layout.
+`next` goes on from `joint` with LLaVA-NeXT's overviews and tiles, the tower frozen. The first two are independent and
+may run side by side. Each stage is seeded, writes `<work>/<stage>.pt` every few minutes and resumes from it;
+`--minutes` ends a stage with its learning rate decayed over that time. `export` writes the checkpoints in LLaVA's
+layout.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from scripts.tiny.easy_vqa import EasyVqa
 from scripts.tiny.losses import answer_loss, dense_loss
 from scripts.tiny.model import WIDTH, TinyLlava, export
 from scripts.tiny.questions import Mix
+from scripts.tiny.tiles import PINPOINTS, TinyNext, scenes_of_one_size, squeezed, stack_views
 from scripts.tiny.tokenizer import train_tokenizer
+from scripts.tiny.world import render
 
 WARMUP_STEPS = 100
 FLOOR = 0.02  # of the peak learning rate, at the end
@@ -204,6 +207,26 @@ def joint_loss(model: TinyLlava, packer: Packer, easy: EasyVqa | None, args: arg
     return loss_of
 
 
+def next_loss(model: TinyNext, packer: Packer, args: argparse.Namespace) -> LossOf:
+    """Overviews with tiles; the questions' objects are to be looked at in the overview."""
+    mix = Mix()
+
+    def loss_of(rng: random.Random, progress: float):
+        scenes = scenes_of_one_size(rng, args.batch, MAX_SHAPES)
+        questions = ask_step(rng, scenes, args.questions, mix, args.choices)
+        views = stack_views([render(scene) for scene in scenes]).to(args.device)
+        visual, overview = model.merged_features(views, scenes[0].size)
+        codes, owners = (labels.to(args.device) for labels in codes_of([squeezed(scene) for scene in scenes]))
+        tiles = owners.new_full((len(scenes), visual.shape[1] - owners.shape[1]), -1)
+        texts = packer.pack(questions).to(args.device)
+        loss, figures, right = answer_loss(model.llm, visual, texts, torch.cat([owners, tiles], 1))
+        mix.learn([q.category for q in texts.questions], right)
+        dense, seen = dense_loss(overview, codes)
+        return loss + DENSE_SHARE * dense, {**figures, **seen, **rounded(mix)}
+
+    return loss_of
+
+
 def start_of_joint(work: Path) -> dict[str, torch.Tensor]:
     """Tower and projector from the first stage, the language model from the second."""
     seen = torch.load(work / "tower.pt", weights_only=True)["model"]
@@ -211,9 +234,19 @@ def start_of_joint(work: Path) -> dict[str, torch.Tensor]:
     return {k: said[k] if k.startswith("llm.") else v for k, v in seen.items()}
 
 
+def export_all(model: TinyNext, tokenizer_model: bytes, work: Path, out: Path) -> None:
+    """llava-tiny from the stage `joint`, llava-next-tiny from `next`; a stage that is not there is left out."""
+    for stage, name in (("joint", "llava-tiny"), ("next", "llava-next-tiny")):
+        path = work / f"{stage}.pt"
+        if path.exists():
+            model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu")["model"], strict=False)
+            newline = model.newline if stage == "next" else None
+            export(model, tokenizer_model, out / name, newline, PINPOINTS)
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("tower", "llm", "joint", "export"))
+    parser.add_argument("stage", choices=("tower", "llm", "joint", "next", "export"))
     parser.add_argument("--work", default="outputs/tiny", help="folder of stage checkpoints")
     parser.add_argument("--init", help="start from this stage checkpoint's weights, without the curriculum")
     parser.add_argument("--minutes", type=float, default=30)
@@ -227,7 +260,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--no-easy-vqa", action="store_true", help="do not mix the easy-VQA train split in (needs the easy-vqa package)"
     )
-    parser.add_argument("--out", default="playground/models/llava-tiny", help="export: the checkpoint's folder")
+    parser.add_argument("--out", default="playground/models", help="export: the folder of the checkpoints")
     return parser.parse_args()
 
 
@@ -241,19 +274,23 @@ def main() -> None:
     if not tokenizer_path.exists():
         train_tokenizer(tokenizer_path)
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
-    model = TinyLlava(tokenizer.vocab_size())
+    model = TinyNext(tokenizer.vocab_size()) if args.stage in ("next", "export") else TinyLlava(tokenizer.vocab_size())
     if args.stage == "export":
-        model.load_state_dict(torch.load(work / "joint.pt", weights_only=True)["model"])
-        export(model, tokenizer_path.read_bytes(), Path(args.out))
+        export_all(model, tokenizer_path.read_bytes(), work, Path(args.out))
         return
     model.share_words(tokenizer)
     if args.init:
         model.load_state_dict(torch.load(args.init, weights_only=True)["model"])
+    elif args.stage == "next" and not (work / "next.pt").exists():
+        model.load_state_dict(torch.load(work / "joint.pt", weights_only=True)["model"], strict=False)
     elif args.stage == "joint" and not (work / "joint.pt").exists():
         model.load_state_dict(start_of_joint(work))
     model.to(args.device)
     packer = Packer(tokenizer)
-    if args.stage == "tower":
+    if args.stage == "next":
+        model.tower.requires_grad_(False)
+        Stage(model, model, args).run(next_loss(model, packer, args))
+    elif args.stage == "tower":
         model.llm.requires_grad_(False)
         Stage(model, model, args).run(tower_loss(model, args))
     elif args.stage == "llm":
