@@ -150,6 +150,7 @@ class DartConfig:
 
         anyres: the checkpoint is a LLaVA-NeXT one, where `retain_token_num_for_llava_next` is the budget
             and all tiles are one pool unless the mapping has a `scope`.
+        ratio_first: for Qwen, where `reduction_ratio` is the budget whenever it is there.
         """
         known = {*ORIGINAL_FIELDS, *ORIGINAL_BUDGETS, *ORIGINAL_IGNORED, *ORIGINAL_EXTRAS, ORIGINAL_SWITCH}
         if unknown := sorted(set(mapping) - known):

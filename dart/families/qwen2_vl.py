@@ -1,7 +1,7 @@
 """Qwen2-VL: transformers' `Qwen2VLForConditionalGeneration` and its subclasses.
 
-What differs: pictures and videos each have a placeholder id of their own; positions are three-dimensional (M-RoPE), and
-the decoder layers are given their rotary embeddings, [3, B, S, D], beside the text positions.
+What differs: pictures and videos each have a placeholder id of their own. Positions are three-dimensional (M-RoPE); the
+decoder layers are given their rotary embeddings, ready made, so that a kept token keeps its three positions.
 """
 
 from __future__ import annotations
