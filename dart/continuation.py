@@ -1,4 +1,4 @@
-"""Decoding without a cache (`generate(use_cache=False)`): each step is a prefill of the prompt and the answer so far."""
+"""Decoding without a cache (`generate(use_cache=False)`): each step is a prefill of prompt and answer so far."""
 
 from __future__ import annotations
 
