@@ -22,6 +22,7 @@ FAMILIES = tuple(CLASSES)
 RECORDS = {family: json.loads((GOLDEN / f"{family}.json").read_text(encoding="utf-8")) for family in FAMILIES}
 IMAGE, VIDEO, VISION_START, VISION_END, PAD = 342, 343, 339, 340, 329
 TEXT_TOKENS = 320  # ids below are plain text
+NO_END = 352  # beyond the vocabulary: decoding does not stop at an end token
 
 
 @functools.cache

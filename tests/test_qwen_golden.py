@@ -6,14 +6,13 @@ import hashlib
 
 import pytest
 import torch
-from qwen_golden import FAMILIES, IMAGE, RECORDS, cache_lengths, loaded, sample, tensors
+from qwen_golden import FAMILIES, IMAGE, NO_END, RECORDS, cache_lengths, loaded, sample, tensors
 
 import dart
 
 TOLERANCE = 1e-4
 BF16_TOLERANCE = 0.3  # two units in the last place of a logit above 16, and 0.05
 NEW_TOKENS = 16
-NO_END = 352  # beyond the vocabulary: the recorded runs do not stop at an end token
 # Not the target: eager Qwen2-VL lets kept tokens see later ones, eager Qwen2.5-VL raises, K = 0 raises, and of two
 # pictures only the first is pruned and the second is taken for text.
 ONE_PICTURE = "dart0.778-two-sdpa"
