@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from types import SimpleNamespace
@@ -42,6 +43,15 @@ def weights(folder) -> dict[str, torch.Tensor]:
         shard.unlink()
     (folder / "pytorch_model.bin.index.json").unlink()
     return merged
+
+
+def without_projector(checkpoint) -> dict[str, torch.Tensor]:
+    """Make `checkpoint` a language model alone, as a base is; its projector's weights."""
+    tensors_ = weights(checkpoint)
+    projector = {n: v for n, v in tensors_.items() if "mm_projector" in n}
+    rest = {n: v for n, v in tensors_.items() if n not in projector}
+    save_file(rest, checkpoint / "model.safetensors", {"format": "pt"})
+    return projector
 
 
 def load(folder, **options):
@@ -101,17 +111,53 @@ def test_tower_of_a_whole_clip_model(checkpoint):
 
 
 def test_projector_checkpoint_on_a_base(checkpoint, tmp_path):
-    tensors_ = weights(checkpoint)
-    projector = {n: v for n, v in tensors_.items() if "mm_projector" in n}
-    save_file(
-        {n: v for n, v in tensors_.items() if n not in projector}, checkpoint / "model.safetensors", {"format": "pt"}
-    )
+    projector = without_projector(checkpoint)
     trained = tmp_path / "trained"
     trained.mkdir()
     torch.save(projector, trained / "mm_projector.bin")
     shutil.copy(checkpoint / "config.json", trained)
     model = load_pretrained_model(str(trained), str(checkpoint), "any", device="cpu")[1]
     assert_recorded_logits(model)
+
+
+@torch.no_grad()
+def test_lora_checkpoint_on_a_base(checkpoint, tmp_path):
+    peft = pytest.importorskip("peft")
+    whole = load(checkpoint)[1]
+    trained = tmp_path / "lora"
+    settings = peft.LoraConfig(r=2, target_modules=r"model\.layers\.\d+\..*(q_proj|v_proj)", init_lora_weights=False)
+    adapted = peft.get_peft_model(whole, settings)
+    adapted.save_pretrained(trained)
+    ids, pixels = sample("a")
+    expected = adapted(input_ids=ids, images=pixels).logits
+    projector = without_projector(checkpoint)
+    torch.save({f"base_model.model.{n}": v for n, v in projector.items()}, trained / "non_lora_trainables.bin")
+    shutil.copy(checkpoint / "config.json", trained)
+    model = load_pretrained_model(str(trained), str(checkpoint), "any", device="cpu")[1]
+    torch.testing.assert_close(model(ids, images=pixels).logits, expected, atol=TOLERANCE, rtol=0)
+    assert (expected[:, -1] - tensors()["off-sdpa.prefill_last_logits"]).abs().max() > 0.01
+    model.config.DART_config = RECORD["runs"]["dart128-sdpa"]["DART_config"]
+    assert model(ids, images=pixels).logits.shape[1] < expected.shape[1]
+
+
+def test_lora_checkpoint_needs_peft(checkpoint, tmp_path, monkeypatch):
+    trained = tmp_path / "lora"
+    trained.mkdir()
+    (trained / "adapter_config.json").write_text("{}")
+    shutil.copy(checkpoint / "config.json", trained)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "peft" else find_spec(name, *rest)
+    )
+    with pytest.raises(ValueError, match="LoRA checkpoint and needs the package peft.*pip install peft"):
+        load_pretrained_model(str(trained), str(checkpoint), "any", device="cpu")
+
+
+def test_lora_checkpoint_without_its_base_is_named(checkpoint):
+    (checkpoint / "adapter_config.json").write_text("{}")
+    weights(checkpoint)
+    with pytest.raises(ValueError, match="LoRA checkpoint: give its base model"):
+        load(checkpoint)
 
 
 def test_dtype_context_and_padding_token():

@@ -53,6 +53,7 @@ def load_pretrained_model(
     dtype = _dtype(torch_dtype if torch_dtype is not None else kwargs.pop("dtype", None), device)
     folder = _local_folder(model_path)
     base = _local_folder(model_base) if model_base else folder
+    _check_lora(folder, model_base)
     config = _config(folder)
     if getattr(config, "mm_vision_tower", None) is None:
         raise ValueError(f"{model_path}/config.json has no mm_vision_tower: expected an original LLaVA checkpoint")
@@ -71,6 +72,18 @@ def load_pretrained_model(
     # Old checkpoints store a max_length that would compete with max_new_tokens.
     model.generation_config.max_length = None
     return tokenizer, model, image_processor, getattr(config, "max_sequence_length", DEFAULT_CONTEXT)
+
+
+def _check_lora(folder: str, base: str | None) -> None:
+    """Raises ValueError for a LoRA checkpoint without what it needs, before anything large is read."""
+    if not os.path.isfile(os.path.join(folder, ADAPTER_FILE)):
+        return
+    if not base:
+        raise ValueError(f"{folder} is a LoRA checkpoint: give its base model too (--model-base, model_base=)")
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError(
+            f"{folder} is a LoRA checkpoint and needs the package peft, which is not installed: pip install peft"
+        )
 
 
 def _config(folder: str) -> Any:
@@ -168,10 +181,6 @@ def _load_tower(model: Any, path: str, dtype: torch.dtype) -> None:
 def _apply_trained_part(model: Any, folder: str) -> Any:
     """Put a projector-only or LoRA checkpoint on top of the base model."""
     if os.path.isfile(os.path.join(folder, ADAPTER_FILE)):
-        if importlib.util.find_spec("peft") is None:
-            raise ValueError(
-                f"{folder} is a LoRA checkpoint and needs the package peft, which is not installed: pip install peft"
-            )
         from peft import PeftModel
 
         _load_extra(model, os.path.join(folder, NON_LORA_FILE))
