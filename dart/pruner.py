@@ -69,6 +69,8 @@ class PruneHandle:
         self.model, self.config = model, config
         self.adapter = adapter_for(model)
         self.decoder: Any = self.adapter.decoder(model)
+        if getattr(model.config, "DART_config", None) is None:
+            getattr(model, "dart_handle", None)  # a switch that was turned off since the last forward detaches here
         if getattr(self.decoder, ATTACHED, None) is not None:
             raise ValueError("this model is pruned already: remove the first handle before calling dart.prune again")
         self.last: PruneReport | None = None
@@ -78,6 +80,7 @@ class PruneHandle:
         self._valid: torch.Tensor | None = None
         self._scratch: Cache | None = None
         self._step: _Step | None = None
+        self.positions_given = False  # by the caller, for this forward
         self.ragged = False  # do the rows of this forward keep different numbers of tokens?
         self._hooks: list[Any] = []
         self._attach()
@@ -138,6 +141,7 @@ class PruneHandle:
         arguments = dict(bound.arguments)
         arguments |= arguments.pop("kwargs", {})
         self.spans = self.adapter.visual_span_ids(self.model, arguments)
+        self.positions_given = arguments.get("position_ids") is not None
         self._step = self._valid = self._scratch = None
         self.ragged = False
 

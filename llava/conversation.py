@@ -111,6 +111,16 @@ _LLAVA_LLAMA_2 = replace(_LLAMA_2, system=f"You are a helpful language and visio
 _MISTRAL = replace(_LLAMA_2, system="", sep="")
 _MMTAG_V1 = replace(_TWO, system=_chat_between("user", *_MMTAG), version="v1_mmtag")
 _MMTAG_V0 = replace(_V0, system=_chat_between("user", *_MMTAG), version="v0_mmtag")
+_LLAMA_3 = Conversation(
+    f"<|start_header_id|>system<|end_header_id|>\n\nYou are a helpful language and vision assistant. You are {_VISUAL}",
+    ("<|start_header_id|>user<|end_header_id|>\n\n", "<|start_header_id|>assistant<|end_header_id|>\n\n"),
+    SeparatorStyle.MPT,
+    "<|eot_id|>",
+    version="llama_v3",
+)
+_QWEN = Conversation(
+    f"{_IM_SYSTEM}You are a helpful assistant.", _IM_ROLES, SeparatorStyle.MPT, "<|im_end|>\n", version="qwen"
+)
 
 conv_templates: dict[str, Conversation] = {
     "vicuna_v1": _TWO,
@@ -125,6 +135,8 @@ conv_templates: dict[str, Conversation] = {
     "llama_2": _LLAMA_2,
     "llava_llama_2": _LLAVA_LLAMA_2,
     "mistral_instruct": _MISTRAL,
+    "llava_llama_3": _LLAMA_3,
+    "qwen_1_5": _QWEN,
     "mpt": _MPT,
     "mpt_text": _MPT,
     "chatml_direct": replace(_MPT, system=f"{_IM_SYSTEM}Answer the questions."),

@@ -194,6 +194,35 @@ def test_the_callers_own_prune():
 
 
 @torch.no_grad()
+def test_the_callers_own_prune_right_after_the_switch_was_turned_off(pruned):
+    ids, pixels = sample("a")
+    pruned(ids, images=pixels)
+    pruned.config.DART_config = None
+    with dart.prune(pruned, dart.DartConfig(keep=64)) as handle:
+        pruned(ids, images=pixels)
+    assert handle.last.visual_after == [4 + 8 * 8]
+    assert pruned(ids, images=pixels).logits.shape[1] == RECORD["samples"]["a"]["sequence_length"]
+
+
+@torch.no_grad()
+def test_an_exception_inside_a_forward_leaves_the_next_one_as_it_was(pruned):
+    ids, pixels = sample("a")
+    before = pruned(ids, images=pixels).logits
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("in the middle")
+
+    for layer in (1, 3):  # before the pruning and after
+        hook = pruned.model.layers[layer].register_forward_pre_hook(fail)
+        with pytest.raises(RuntimeError, match="in the middle"):
+            pruned(ids, images=pixels)
+        hook.remove()
+        assert torch.equal(pruned(ids, images=pixels).logits, before)
+        text = torch.tensor([TEXT_IDS])
+        assert pruned(text).logits.shape[1] == len(TEXT_IDS)
+
+
+@torch.no_grad()
 def test_several_pictures_in_one_prompt(pruned):
     ids, pixels = sample("a")
     two = torch.cat([ids[:, :36], ids[:, 35:]], dim=1)

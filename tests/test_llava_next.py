@@ -12,6 +12,7 @@ from llava_next_golden import DART, IMAGE_START, RECORD, RUNS, loaded, sample, t
 
 import dart
 from llava.constants import IMAGE_TOKEN_INDEX
+from llava.conversation import get_template
 from llava.mm_utils import load_image, process_images
 from llava.model import LlavaMistralForCausalLM, LlavaQwenForCausalLM
 from llava.model.anyres import merge_tiles, view_ids
@@ -247,3 +248,26 @@ def test_unknown_language_models_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llava_next", "mm_vision_tower": "x"}')
     with pytest.raises(ValueError, match="model_type 'llava_next' is not one of llava_llama.*transformers"):
         load_pretrained_model(str(tmp_path), None, "any", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        (
+            "llava_llama_3",
+            "language.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<image>\nWhat?<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        (
+            "qwen_1_5",
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\nWhat?<|im_end|>\n"
+            "<|im_start|>assistant\n",
+        ),
+        ("mistral_instruct", "[INST] <image>\nWhat? [/INST]"),
+    ],
+)
+def test_templates_of_the_other_language_models(name, end):
+    talk = get_template(name)
+    talk.append_message(talk.roles[0], "<image>\nWhat?")
+    talk.append_message(talk.roles[1], None)
+    assert talk.get_prompt().endswith(end)
