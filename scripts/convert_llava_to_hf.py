@@ -16,9 +16,11 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaNextProcessor,
     MistralConfig,
     Qwen2Config,
 )
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from llava.cli_errors import UserError, exits_cleanly
 from llava.constants import DEFAULT_IMAGE_TOKEN
@@ -63,6 +65,26 @@ def convert_config(config: Any, image_token_id: int) -> LlavaConfig | LlavaNextC
     return LlavaNextConfig(image_grid_pinpoints=pinpoints, **common)
 
 
+def convert_processor(tokenizer: Any, processor: Any, config: LlavaNextConfig) -> LlavaNextProcessor:
+    """Text and pictures together, in tiles; `tokenizer` knows the placeholder already."""
+    images = LlavaNextImageProcessorPil(
+        size=processor.size,
+        crop_size=processor.crop_size,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        image_grid_pinpoints=config.image_grid_pinpoints,
+    )
+    strategy = config.vision_feature_select_strategy
+    return LlavaNextProcessor(
+        images,
+        tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=strategy,
+        image_token=DEFAULT_IMAGE_TOKEN,
+        num_additional_image_tokens=1,  # CLIP's class token
+    )
+
+
 def convert_model(model: Any, image_token_id: int) -> LlavaForConditionalGeneration | LlavaNextForConditionalGeneration:
     """A model of transformers with the weights of one of our LLaVA classes, same dtype.
 
@@ -105,8 +127,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"the tokenizer of {args.model_path} did not take the token {DEFAULT_IMAGE_TOKEN}")
     converted = convert_model(model, image_token_id)
     converted.save_pretrained(args.output)
-    tokenizer.save_pretrained(args.output)
-    processor.save_pretrained(args.output)
+    if is_next(model.config):
+        convert_processor(tokenizer, processor, converted.config).save_pretrained(args.output)
+    else:
+        tokenizer.save_pretrained(args.output)
+        processor.save_pretrained(args.output)
     print(f"wrote {args.output}: load it with transformers' {type(converted).__name__}")
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from llava_golden import GOLDEN, cache_lengths
 from llava_next_golden import DART, IMAGE_START, RECORD, RUNS, loaded, sample, tensors
+from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 import dart
 from llava.constants import IMAGE_TOKEN_INDEX
@@ -20,6 +21,7 @@ from llava.model.builder import load_pretrained_model
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from convert_llava_to_hf import convert_model  # noqa: E402 - the scripts folder is no package
+from convert_llava_to_hf import main as convert  # noqa: E402
 
 TOLERANCE = 1e-4
 IMAGE_ID = 406
@@ -171,6 +173,25 @@ def test_the_recorded_runs_in_transformers_class(converted, name):
     finally:
         if handle is not None:
             handle.remove()
+
+
+@torch.no_grad()
+def test_a_converted_folder_answers_as_the_original(tmp_path):
+    source = GOLDEN / "ckpt" / "llava-v1.6-vicuna-tiny"
+    convert(["--model-path", str(source), "--output", str(tmp_path), "--torch-dtype", "float32"])
+    processor = LlavaNextProcessor.from_pretrained(tmp_path, backend="pil")
+    model = LlavaNextForConditionalGeneration.from_pretrained(tmp_path).eval()
+    image = load_image(str(GOLDEN / "images" / "llava16_tall.png"))
+    inputs = dict(processor(text=RECORD["samples"]["tall"]["prompt"], images=image, return_tensors="pt"))
+    ids, pixels, _ = sample("tall")
+    assert torch.equal(inputs["pixel_values"], pixels)
+    assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == RECORD["samples"]["tall"]["image_tokens"]
+    # transformers' tokenizer puts no space after the picture, LLaVA's prompts do.
+    inputs |= {k: v for k, v in for_transformers("tall").items() if k in ("input_ids", "attention_mask")}
+    inputs["input_ids"][inputs["input_ids"] == IMAGE_ID] = model.config.image_token_id
+    with dart.prune(model, dart.DartConfig.from_original(DART, anyres=True)):
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=5, min_new_tokens=5)
+    assert tokens[0, -5:].tolist() == RUNS["dart320-tall-sdpa"]["tokens"][1:6]
 
 
 @pytest.mark.parametrize("name", ["wide", "tall"])
