@@ -15,11 +15,15 @@ from dart.masks import PADDING
 
 @dataclass
 class Kept:
-    """columns: LongTensor [B, m], the unpruned position of each slot of the shortened layers; full: unpruned length."""
+    """columns: LongTensor [B, m], the unpruned position of each slot of the shortened layers; full: unpruned length.
+
+    last_position: at K = 0, the position that the first sample's last token has for the rotary embedding (a scalar).
+    """
 
     columns: torch.Tensor
     full: int
     padded: bool
+    last_position: torch.Tensor | None = None
 
 
 class CacheStates:

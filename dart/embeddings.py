@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from dart.cache_states import Kept, with_free_slots
@@ -27,14 +28,37 @@ def prune_embeddings(handle: PruneHandle, kwargs: dict[str, Any]) -> dict[str, A
     handle.spans = None
     if rows is None and state is None:
         return kwargs
+    if cache is None and _wants_cache(handle, kwargs):
+        # Made here, not by the decoder, so that what it was pruned to is remembered beside it.
+        cache = kwargs["past_key_values"] = DynamicCache(config=handle.decoder.config)
     after = handle.states.advance(cache, state, rows, past, embeds, handle.ragged)
-    positions = kwargs.get("position_ids")
-    if positions is None:
-        positions = (torch.arange(length, device=embeds.device) + past)[None]
+    positions = _positions(handle, kwargs, cache, past)
+    after.last_position = _last(positions)
     mask = _mask(kwargs.get("attention_mask"), rows, after, cache, past, embeds)
     if rows is not None:
         embeds, positions = gather_tokens(embeds, rows, -2), gather_tokens(positions, rows, -1)
     return {**kwargs, "input_ids": None, "inputs_embeds": embeds, "position_ids": positions, "attention_mask": mask}
+
+
+def _wants_cache(handle: PruneHandle, kwargs: dict[str, Any]) -> bool:
+    asked = kwargs.get("use_cache")
+    return bool(getattr(handle.decoder.config, "use_cache", False) if asked is None else asked)
+
+
+def _positions(handle: PruneHandle, kwargs: dict[str, Any], cache: Cache | None, past: int) -> torch.Tensor:
+    """LongTensor [..., B, S]: the caller's, else counted from the unpruned length."""
+    positions, length = kwargs.get("position_ids"), kwargs["inputs_embeds"].shape[1]
+    if positions is None:
+        return (torch.arange(length, device=kwargs["inputs_embeds"].device) + past)[None]
+    if handle.positions_given or cache is None:
+        return positions
+    # The model made them itself (M-RoPE), going on from the cache's slots, of which there are fewer.
+    return positions + (past - int(cache.get_seq_length(0)))
+
+
+def _last(positions: torch.Tensor) -> torch.Tensor:
+    """The first sample's last position; of several axes (M-RoPE) the last one, on which text agrees with the others."""
+    return positions.flatten(0, -3)[-1][0, -1] if positions.ndim > 2 else positions[0, -1]
 
 
 def _past(handle: PruneHandle, cache: Cache | None) -> int:
@@ -59,7 +83,7 @@ def _without_cached(handle: PruneHandle, kwargs: dict[str, Any]) -> dict[str, An
         return kwargs
     stored, length = int(cache.get_seq_length(0)), embeds.shape[1]
     surplus = known.full - stored
-    if not 0 < surplus < length or _total(kwargs) != stored + length:
+    if not 0 < surplus < length or _unseen(handle, kwargs, known) != length - surplus:
         return kwargs
     if handle.spans is not None:
         handle.spans = handle.spans[:, surplus:]
@@ -67,12 +91,14 @@ def _without_cached(handle: PruneHandle, kwargs: dict[str, Any]) -> dict[str, An
     return {**kwargs, **replace, "inputs_embeds": embeds[:, surplus:]}
 
 
-def _total(kwargs: dict[str, Any]) -> int | None:
-    """Unpruned length of the conversation with this forward's tokens, as the mask or the positions tell it."""
+def _unseen(handle: PruneHandle, kwargs: dict[str, Any], known: Kept) -> int | None:
+    """How many of this forward's tokens the cache was never given, as the mask or the caller's positions tell it."""
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
     if isinstance(mask, torch.Tensor) and mask.ndim == 2:
-        return mask.shape[1]
-    return None if positions is None else int(positions.max()) + 1
+        return mask.shape[1] - known.full
+    if positions is None or known.last_position is None or not handle.positions_given:
+        return None
+    return int(_last(positions) - known.last_position)
 
 
 def _mask(

@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL with several pictures and videos, in batches and turns, against a decoder loop written out."""
+"""Qwen2-VL and Qwen2.5-VL with several pictures and videos, in batches and turns, against a written-out decoder."""
 
 from __future__ import annotations
 
@@ -188,6 +188,19 @@ def test_a_later_turn_of_text_on_the_same_cache(model, layer):
     assert handle.last.visual_before == [24 + 48]
     spoken = torch.cat([first[0], more[0], tokens[0, :-1]])
     torch.testing.assert_close(logits[0], reference(model, row, kept, spoken, layer)[-STEPS:], **WANTED)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("words", [1, 60])
+@torch.no_grad()
+def test_forwards_by_hand_without_positions(model, layer, words):
+    """The model counts on from its cache, whose first layer is short at layer 0."""
+    row, more = ROWS["picture and video"], prompt(words, seed=9)["input_ids"]
+    with dart.prune(model, dart.DartConfig(keep=0.4, image_pivots=2, text_pivots=2, layer=layer)) as handle:
+        cache = model(**row, use_cache=True).past_key_values
+        logits = [model(input_ids=part, past_key_values=cache).logits[0] for part in more.split((words + 1) // 2, 1)]
+        kept = handle.last.kept[0]
+    torch.testing.assert_close(torch.cat(logits), reference(model, row, kept, more[0], layer)[-words:], **WANTED)
 
 
 @torch.no_grad()
