@@ -12,6 +12,7 @@ from llava_next_golden import DART, IMAGE_START, RECORD, RUNS, loaded, sample, t
 from transformers import LlavaNextForConditionalGeneration, LlavaNextProcessor
 
 import dart
+from dart.families import llava_next
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
 from llava.mm_utils import load_image, process_images
@@ -199,8 +200,25 @@ def test_a_converted_folder_answers_as_the_original(tmp_path):
 def test_both_classes_number_the_tiles_alike(converted, name):
     ids, pixels, sizes = sample(name)
     spans = loaded()[1].merge(ids, pixels, image_sizes=sizes).visual_span_ids
-    with dart.prune(converted, dart.DartConfig()) as handle:
-        assert torch.equal(handle.adapter.visual_span_ids(converted, for_transformers(name)), spans)
+    inputs = for_transformers(name)
+    with dart.prune(converted, dart.DartConfig(keep=320)) as handle:
+        assert torch.equal(handle.adapter.visual_span_ids(converted, inputs), spans)
+        converted(**inputs)
+        kept = handle.last.kept[0].tolist()
+        converted.generate(**inputs, num_beams=2, max_new_tokens=2, do_sample=False)
+        assert [row.tolist() for row in handle.last.kept] == [kept, kept]  # `generate` encodes pictures beforehand
+
+
+@pytest.mark.parametrize("size", [(336, 336), (100, 100), (50, 900), (900, 50), (500, 400), (672, 335), (301, 1000)])
+@torch.no_grad()
+def test_tiles_are_read_from_merged_features_as_from_the_size(converted, size):
+    count = llava_next._views_of_size(converted, size).max()
+    patches = torch.randn(int(count), 24 * 24, 64, generator=torch.Generator().manual_seed(0))
+    (merged,), _ = converted.model.pack_image_features(
+        [patches], [size], "default", image_newline=converted.model.image_newline
+    )
+    expected = llava_next._views_of_size(converted, size)
+    assert torch.equal(llava_next._views_of_features(converted, merged), expected)
 
 
 @torch.no_grad()

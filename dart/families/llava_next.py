@@ -6,17 +6,18 @@ tile do not lie side by side. Every view is a span of its own (`scope="span"`: a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from dart.families.base import register, runs_of
+from dart.families.base import Adapter, register, runs_of
 
 
 @register("llava-next-hf")
-class LlavaNextTransformers:
+class LlavaNextTransformers(Adapter):
     """model_type `llava_next`: visual tokens have the config's placeholder id, `image_sizes` tells the tiles."""
 
     aligns_labels = False
@@ -35,10 +36,15 @@ class LlavaNextTransformers:
         if ids is None or ids.shape[1] == 1:
             return None
         mask = ids == model.config.image_token_id
-        sizes = arguments.get("image_sizes")
-        if sizes is None or not bool(mask.any()):
+        sizes: Any = arguments.get("image_sizes")
+        encoded = (arguments.get("mm_encoder_outputs") or {}).get("image")  # `generate` encodes first, and drops sizes
+        if not bool(mask.any()) or (sizes is None and encoded is None):
             return runs_of(mask)
-        views = torch.cat(_views(model, sizes)).to(ids.device)
+        if encoded is not None:
+            pictures = [_views_of_features(model, features) for features in encoded.pooler_output]
+        else:
+            pictures = [_views_of_size(model, size) for size in sizes]
+        views = _number(pictures).to(ids.device)
         if views.numel() != int(mask.sum()):
             return runs_of(mask)  # the model itself says next that pictures and placeholders do not match
         spans = torch.zeros_like(ids).masked_scatter(mask, views)
@@ -46,22 +52,55 @@ class LlavaNextTransformers:
         return torch.where(mask, spans - first + 1, 0)
 
 
-def _views(model: Any, sizes: torch.Tensor) -> list[torch.Tensor]:
-    """For every picture a LongTensor [tokens] of its tokens' views, counted on over all pictures.
+def _number(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
+    """LongTensors [tokens] of views, each from 1 on, as one that counts on over all pictures."""
+    counted, last = [], 0
+    for views in pictures:
+        counted.append(views + last)
+        last += int(views.max())
+    return torch.cat(counted)
 
-    sizes: [pictures, 2], height and width. The model's own merging is run on the views' numbers instead of features.
+
+def _views_of_size(model: Any, size: torch.Tensor) -> torch.Tensor:
+    """LongTensor [tokens] of a picture of `size` (height, width): the view that each token comes from.
+
+    The model's own merging is run on the views' numbers instead of features.
     """
-    vision = model.config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    pictures, last = [], 0
-    for size in sizes:
-        count = image_size_to_num_patches(size, model.config.image_grid_pinpoints, vision.image_size)
-        numbers = torch.arange(last + 1.0, last + count + 1)
-        pictures.append(numbers[:, None, None].expand(count, patches, 1))
-        last += count
-    merged, _ = model.model.pack_image_features(
-        pictures, sizes, model.config.vision_feature_select_strategy, image_newline=torch.zeros(1)
+    side = _patches_a_side(model)
+    count = image_size_to_num_patches(size, model.config.image_grid_pinpoints, model.config.vision_config.image_size)
+    numbers = torch.arange(1.0, count + 1)[:, None, None].expand(count, side * side, 1)
+    (merged,), _ = model.model.pack_image_features(
+        [numbers], [size], model.config.vision_feature_select_strategy, image_newline=torch.zeros(1)
     )
-    numbers_only = [picture[:, 0].long() for picture in merged]
+    views = merged[:, 0].long()
     # A newline (0) belongs to the tile that its row ends in.
-    return [torch.where(numbers > 0, numbers, numbers.roll(1)) for numbers in numbers_only]
+    return torch.where(views > 0, views, views.roll(1))
+
+
+def _views_of_features(model: Any, features: torch.Tensor) -> torch.Tensor:
+    """The same from a picture's merged features [tokens, D]: its newlines tell the rows and columns.
+
+    Padding is cut off on two opposite sides alone, so that one dimension is whole; of the grids that fit it, the model
+    takes the smallest, and among equals the first.
+    """
+    side = _patches_a_side(model)
+    newlines = (features == model.model.image_newline.to(features)).all(-1).nonzero().flatten().cpu()
+    overview = torch.ones(side * side, dtype=torch.long)
+    rows = len(newlines)
+    columns = int(newlines[0]) - side * side
+    if columns == 0:  # one view alone, and a newline
+        return torch.ones(len(features), dtype=torch.long)
+    pixels = model.config.vision_config.image_size
+    grids = [(height // pixels * side, width // pixels * side) for height, width in model.config.image_grid_pinpoints]
+    fits = [g for g in grids if (rows == g[0] and columns <= g[1]) or (columns == g[1] and rows <= g[0])]
+    high, wide = min(fits, key=lambda grid: grid[0] * grid[1])
+    tile_rows = (torch.arange(rows) + (high - rows) // 2) // side
+    tile_columns = (torch.arange(columns) + (wide - columns) // 2) // side
+    tile_columns = torch.cat([tile_columns, tile_columns[-1:]])
+    tiles = tile_rows[:, None] * (wide // side) + tile_columns + 2
+    return torch.cat([overview, tiles.flatten()])
+
+
+def _patches_a_side(model: Any) -> int:
+    vision = model.config.vision_config
+    return vision.image_size // vision.patch_size
