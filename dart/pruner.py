@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,8 +66,8 @@ class PruneHandle:
     """Pruning attached to one model: `remove()` it, or use it in a `with`. `last`: the last prefill's report."""
 
     def __init__(self, model: nn.Module, config: DartConfig):
-        self.model, self.config = model, config
-        self.adapter = adapter_for(model)
+        self.model, self.adapter = model, adapter_for(model)
+        self.config = self._no_earlier_than(self.adapter.earliest_layer(model), config)
         self.decoder: Any = self.adapter.decoder(model)
         if getattr(model.config, "DART_config", None) is None:
             getattr(model, "dart_handle", None)  # a switch that was turned off since the last forward detaches here
@@ -101,6 +101,17 @@ class PruneHandle:
         self.states = CacheStates()
         self._steps = Continuation()
         self.spans = self._valid = self._scratch = self._step = None
+
+    def _no_earlier_than(self, layer: int, config: DartConfig) -> DartConfig:
+        if config.layer >= layer:
+            return config
+        logger.warning(
+            "%s adds visual features up to layer %d: layer=%d is raised to it",
+            type(self.model).__name__,
+            layer,
+            config.layer,
+        )
+        return replace(config, layer=layer)
 
     @property
     def attached(self) -> bool:

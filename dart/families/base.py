@@ -33,6 +33,10 @@ class Adapter(Protocol):
         """LongTensor [B, S] for the entry's arguments: 0 = text, k = the k-th visual span; None: no visual."""
         ...
 
+    def earliest_layer(self, model: Any) -> int:
+        """The first layer at which tokens may be dropped; a smaller `DartConfig.layer` is raised to it."""
+        return 0
+
 
 ADAPTERS: dict[str, Adapter] = {}
 
@@ -47,6 +51,31 @@ def register(name: str) -> Callable[[type], type]:
         return cls
 
     return add
+
+
+class Placeholders(Adapter):
+    """A family of transformers' whose `input_ids` have a placeholder id for every visual token.
+
+    A visual span is a run of placeholders: one picture or one video, whatever the number of its tiles or frames.
+    """
+
+    model_type: str
+    aligns_labels = False
+
+    def matches(self, model: nn.Module) -> bool:
+        return getattr(getattr(model, "config", None), "model_type", None) == self.model_type
+
+    def entry(self, model: Any) -> Any:
+        return model.model
+
+    def decoder(self, model: Any) -> Any:
+        return model.model.language_model
+
+    def visual_span_ids(self, model: Any, arguments: dict[str, Any]) -> torch.Tensor | None:
+        ids = arguments.get("input_ids")
+        if ids is None or ids.shape[1] == 1:
+            return None
+        return runs_of((ids == model.config.image_token_id) | (ids == model.config.video_token_id))
 
 
 def runs_of(mask: torch.Tensor) -> torch.Tensor:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from dart.families.base import register, runs_of
+from dart.families.base import Adapter, register, runs_of
 
 ORIGINAL_TYPES = ("llava_llama", "llava_mistral", "llava_qwen")
 
 
 @register("llava")
-class LlavaOriginal:
+class LlavaOriginal(Adapter):
     """model_type `llava_llama`, `llava_mistral`, `llava_qwen`: the text model is the entry and is told the spans."""
 
     aligns_labels = True
@@ -36,7 +36,7 @@ class LlavaOriginal:
 
 
 @register("llava-hf")
-class LlavaTransformers:
+class LlavaTransformers(Adapter):
     """model_type `llava`: visual tokens are those with the config's placeholder id."""
 
     aligns_labels = False

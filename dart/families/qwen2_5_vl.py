@@ -6,12 +6,11 @@ and is left alone: the tower's own layers are never touched, and the positions a
 
 from __future__ import annotations
 
-from dart.families.base import register
-from dart.families.qwen2_vl import Qwen2VL
+from dart.families.base import Placeholders, register
 
 
 @register("qwen2.5-vl")
-class Qwen25VL(Qwen2VL):
+class Qwen25VL(Placeholders):
     """model_type `qwen2_5_vl`."""
 
     model_type = "qwen2_5_vl"
