@@ -69,6 +69,35 @@ def test_missing_and_half_installed_folders_are_named(data: Path, tmp_path: Path
     assert "AoiDragon/POPE" in errors[0]
 
 
+def test_processes_share_the_questions_and_finish_what_a_killed_one_left(data: Path, tmp_path: Path) -> None:
+    place = {"CKPT": str(CHECKPOINT), "DATA": str(data), "NPROC": "2"}
+    first = script("textvqa", tmp_path, "", "64", OUT=str(tmp_path / "out"), **place)
+    assert first.returncode == 0, first.stderr
+    answers = tmp_path / "out" / "llava-v1.5-tiny-dart-original-t64.jsonl"
+    whole, figures = answers.read_bytes(), first.stdout.splitlines()[-1]
+    assert json.loads(figures)["samples"] == QUESTIONS and first.stdout.count(figures) == 1
+    answers.write_bytes(whole[:-10])
+    again = script("textvqa", tmp_path, "", "64", OUT=str(tmp_path / "out"), **place)
+    assert again.returncode == 0, again.stderr
+    assert answers.read_bytes() == whole and again.stdout.splitlines()[-1] == figures
+
+
+def test_the_commands_failure_is_the_scripts(data: Path, tmp_path: Path) -> None:
+    place = {"CKPT": str(CHECKPOINT), "DATA": str(data), "NPROC": "2", "OUT": str(tmp_path)}
+    assert script("textvqa", tmp_path, "1.5", **place).returncode == 2
+
+
+def test_a_missing_embedded_model_is_named(stub: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(ROOT / "scripts", copy / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    line = ["bash", str(copy / "scripts" / "v1_6" / "eval" / "pope.sh")]
+    env = {k: v for k, v in os.environ.items() if k != "CKPT"} | {"PYTHON": str(stub)}
+    result = subprocess.run(line, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    assert result.returncode == 2
+    (error,) = result.stderr.splitlines()
+    assert error.startswith("error: ") and "playground/models/llava-next-tiny" in error and "set CKPT" in error
+
+
 @pytest.mark.parametrize("name", ["textvqa", "pope", "mme"])
 def test_every_script_says_what_it_runs_on_first(name: str, tmp_path: Path) -> None:
     # A bad ratio stops the run right after the first lines.
@@ -105,12 +134,15 @@ def arguments_of(name: str, stub: Path, out: Path, *ratio: str, version: str = "
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_both_versions_run_their_task_and_pass_the_budget_on(name: str, stub: Path, tmp_path: Path) -> None:
-    five = arguments_of(name, stub, tmp_path, "0.778", "64")
-    six = arguments_of(name, stub, tmp_path, "0.778", "64", version="v1_6")
+    five = arguments_of(name, stub, tmp_path, "0.778", "64", CKPT="x")
+    six = arguments_of(name, stub, tmp_path, "0.778", "64", version="v1_6", CKPT="x")
     assert five[:4] == six[:4] == ["-m", "llava.eval.run", "--task", name]
     assert five[five.index("--max_num_trunction") + 1] == "64" and five[five.index("--reduction_ratio") + 1] == "0.778"
-    assert [word.replace("llava-next-tiny", "llava-tiny") for word in six] == five
-    assert "--sparse" not in arguments_of(name, stub, tmp_path, CKPT="x", DATA="y")
+    assert five == six
+    assert "--sparse" not in arguments_of(name, stub, tmp_path, CKPT="x")
+    default = arguments_of(name, stub, tmp_path, version="v1_6", CKPT="x")
+    assert default[default.index("--max_num_trunction") + 1] == "320" and "--reduction_ratio" not in default
+    assert "--sparse" not in arguments_of(name, stub, tmp_path, "none", version="v1_6", CKPT="x")
 
 
 def test_the_environment_reaches_the_command(stub: Path, tmp_path: Path) -> None:
@@ -119,7 +151,11 @@ def test_the_environment_reaches_the_command(stub: Path, tmp_path: Path) -> None
     pairs = dict(zip(words, words[1:], strict=False))
     assert (pairs["--split"], pairs["--scope"], pairs["--attn_implementation"]) == ("test", "span", "eager")
     assert (pairs["--max_new_tokens"], pairs["--batch-size"], pairs["--max_num_trunction"]) == ("7", "3", "64")
-    assert "--reduction_ratio" not in words and pairs["--answers-file"].endswith("original-t64-span-test.jsonl")
+    assert (
+        "--reduction_ratio" not in words
+        and "--conv-mode" not in words
+        and pairs["--answers-file"].endswith("original-t64-span-test.jsonl")
+    )
 
 
 UPLOADS = {"gqa": ".json", "seed": ".jsonl", "mmbench": ".xlsx", "mmbench_cn": ".xlsx"}

@@ -1,6 +1,13 @@
 # Shared by scripts/*/eval/*.sh: run_benchmark TASK [Reduction_Ratio] [Max_Num_Trunction]
-# Environment: CKPT DATA SPLIT DEVICE ATTN STRATEGY PIVOT_ORDER SCOPE CONV_MODE BATCH_SIZE MAX_NEW_TOKENS OUT
-#   CUDA_VISIBLE_DEVICES (several: one process each) OVERWRITE (1: ask all anew) PYTHON; EMBEDDED is the model in playground/models without CKPT.
+#   Without a ratio and a number of tokens, or with "none", the unpruned model answers (scripts/v1_6: without both, 320 tokens).
+# Environment:
+#   CKPT DATA SPLIT OUT             checkpoint, folder of the benchmarks' folders, part of the benchmark, folder of the answers
+#   STRATEGY PIVOT_ORDER SCOPE      how tokens are chosen; SCOPE=joint: one budget for all tokens, span: a share for each picture or tile
+#   DEVICE ATTN BATCH_SIZE CONV_MODE MAX_NEW_TOKENS PYTHON
+#   OVERWRITE=1                     ask all anew; without it a run resumes
+#   CUDA_VISIBLE_DEVICES=0,1        one process for each GPU
+#   NPROC=2                         so many processes (on CPUs, or taking turns on the GPUs). Across machines: accelerate launch -m llava.eval.run
+# EMBEDDED names the model in playground/models that answers without CKPT, DEFAULT_TOKENS the budget without arguments.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 
@@ -13,6 +20,10 @@ run_benchmark() {
     local ckpt=${CKPT:-} data=${DATA:-} embedded=${EMBEDDED:-llava-tiny}
     if [ -z "$ckpt" ]; then
         ckpt="$ROOT/playground/models/$embedded"
+        if [ ! -d "$ckpt" ]; then
+            echo "error: the embedded model playground/models/$embedded is not there; set CKPT to a checkpoint's folder or hub name" >&2
+            exit 2
+        fi
         echo "CKPT is not set: the embedded tiny model answers (playground/models/$embedded)"
     fi
     if [ -z "$data" ]; then
@@ -20,6 +31,11 @@ run_benchmark() {
         echo "DATA is not set: the embedded mini benchmark is asked (playground/data/mini)"
     fi
     local flags=() setting=vanilla part=()
+    if [ -z "$ratio$tokens" ] && [ -n "${DEFAULT_TOKENS:-}" ]; then
+        tokens=$DEFAULT_TOKENS
+        echo "no budget given: $tokens vision tokens are kept (none: all of them)"
+    fi
+    if [ "$ratio" = none ]; then ratio='' tokens=''; fi
     if [ -n "$ratio$tokens" ]; then
         flags+=(--sparse --strategy "${STRATEGY:-dart}" --pivot_order "${PIVOT_ORDER:-original}")
         setting="${STRATEGY:-dart}-${PIVOT_ORDER:-original}"
@@ -27,37 +43,43 @@ run_benchmark() {
         if [ -n "$tokens" ]; then flags+=(--max_num_trunction "$tokens"); setting+="-t$tokens"; fi
         if [ -n "${SCOPE:-}" ]; then flags+=(--scope "$SCOPE"); setting+="-$SCOPE"; fi
     else
-        echo "no reduction ratio given: the unpruned model is run"
+        echo "the unpruned model is run"
     fi
     if [ -n "${DEVICE:-}" ]; then flags+=(--device "$DEVICE"); fi
     if [ -n "${ATTN:-}" ]; then flags+=(--attn_implementation "$ATTN"); fi
     if [ -n "${MAX_NEW_TOKENS:-}" ]; then flags+=(--max_new_tokens "$MAX_NEW_TOKENS"); fi
-    if [ "${OVERWRITE:-0}" = 1 ]; then flags+=(--overwrite); fi
+    if [ -n "${CONV_MODE:-}" ]; then flags+=(--conv-mode "$CONV_MODE"); fi
     if [ -n "${SPLIT:-}" ]; then part=(--split "$SPLIT"); setting+="-$SPLIT"; fi
     local out=${OUT:-$ROOT/outputs/eval/$task}
     local name
     name="$(basename "$ckpt")-$setting"
     mkdir -p "$out"
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
-    local what=(--task "$task" --data "$data" "${part[@]}")
-    local common=(-m llava.eval.run "${what[@]}" --model-path "$ckpt" --batch-size "${BATCH_SIZE:-1}"
-        --conv-mode "${CONV_MODE:-vicuna_v1}" "${flags[@]}")
+    local answers="$out/$name.jsonl"
+    local command=("$python" -m llava.eval.run --task "$task" --data "$data" "${part[@]}" --model-path "$ckpt"
+        --batch-size "${BATCH_SIZE:-1}" "${flags[@]}" --answers-file "$answers" --out "$out/$name.score.json")
     local gpus=()
     IFS=',' read -ra gpus <<<"${CUDA_VISIBLE_DEVICES:-}"
-    if [ "${#gpus[@]}" -gt 1 ]; then
-        local pids=() parts=() index failed=0
-        for index in "${!gpus[@]}"; do
-            parts+=("$out/$name.${#gpus[@]}_$index.jsonl")
-            CUDA_VISIBLE_DEVICES=${gpus[$index]} "$python" "${common[@]}" --num-chunks "${#gpus[@]}" --chunk-idx "$index" \
-                --answers-file "${parts[-1]}" &
-            pids+=($!)
-        done
-        for index in "${pids[@]}"; do wait "$index" || failed=$?; done
-        if [ "$failed" -ne 0 ]; then exit "$failed"; fi
-        cat "${parts[@]}" >"$out/$name.jsonl.tmp"
-        mv "$out/$name.jsonl.tmp" "$out/$name.jsonl"
-        "$python" -m llava.eval.score "${what[@]}" --answers-file "$out/$name.jsonl" --out "$out/$name.score.json"
+    local count=${NPROC:-${#gpus[@]}}
+    if [ "$count" -gt 1 ]; then
+        if [ "${OVERWRITE:-0}" = 1 ]; then rm -f "$answers" "$answers".meta.json "$answers".part*; fi
+        run_together "$count" "${command[@]}"
     else
-        "$python" "${common[@]}" --answers-file "$out/$name.jsonl" --out "$out/$name.score.json"
+        if [ "${OVERWRITE:-0}" = 1 ]; then command+=(--overwrite); fi
+        "${command[@]}"
     fi
+}
+
+# run_together COUNT COMMAND...: the processes share the questions, and the one that finishes last scores (llava/eval/ranks.py).
+run_together() {
+    local count=$1 rank pids=() failed=0
+    shift
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # as torchrun: the processes share the cores
+    trap 'kill "${pids[@]}" 2>/dev/null || true; exit 130' INT TERM  # they ignore the terminal's Ctrl-C
+    for ((rank = 0; rank < count; rank++)); do
+        RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$count "$@" &
+        pids+=($!)
+    done
+    for rank in "${pids[@]}"; do wait "$rank" || failed=$?; done
+    return "$failed"
 }

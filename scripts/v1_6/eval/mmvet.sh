@@ -1,5 +1,4 @@
 #!/usr/bin/env bash
-# mmvet.sh [Reduction_Ratio] [Max_Num_Trunction], LLaVA-NeXT: without arguments the unpruned model; see scripts/lib/eval.sh for the environment.
-EMBEDDED=llava-next-tiny
-source "$(dirname "${BASH_SOURCE[0]}")/../../lib/eval.sh"
+# mmvet.sh [Reduction_Ratio] [Max_Num_Trunction], LLaVA-NeXT: without arguments 320 tokens, with "none" the unpruned model; see scripts/lib/eval.sh for the environment.
+source "$(dirname "${BASH_SOURCE[0]}")/../../lib/eval_next.sh"
 run_benchmark mmvet "${1:-}" "${2:-}"

@@ -1,6 +1,4 @@
 #!/usr/bin/env bash
-# qbench_zh.sh [Reduction_Ratio] [Max_Num_Trunction], LLaVA-NeXT: without arguments the unpruned model; see scripts/lib/eval.sh for the environment.
-EMBEDDED=llava-next-tiny
-CONV_MODE=${CONV_MODE:-llava_v1}  # as LLaVA asks Q-Bench
-source "$(dirname "${BASH_SOURCE[0]}")/../../lib/eval.sh"
+# qbench_zh.sh [Reduction_Ratio] [Max_Num_Trunction], LLaVA-NeXT: without arguments 320 tokens, with "none" the unpruned model; see scripts/lib/eval.sh for the environment.
+source "$(dirname "${BASH_SOURCE[0]}")/../../lib/eval_next.sh"
 run_benchmark qbench_zh "${1:-}" "${2:-}"
