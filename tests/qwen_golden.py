@@ -13,7 +13,8 @@ from PIL import Image
 from Qwen2_5VL_DART import Qwen2_5_VLForConditionalGeneration
 from Qwen2VL_DART import Qwen2VLForConditionalGeneration
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 GOLDEN = Path(__file__).parent / "golden"
 CLASSES = {"qwen2_vl": Qwen2VLForConditionalGeneration, "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration}
@@ -42,7 +43,7 @@ def loaded(family: str, attention: str = "sdpa", dtype: str = "float32") -> Any:
 def readers(family: str) -> tuple[Any, Any]:
     """(tokenizer, PIL image processor): torchvision resizes a little differently from the recorded processor."""
     folder = GOLDEN / "ckpt" / CHECKPOINTS[family]
-    return AutoTokenizer.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return AutoTokenizer.from_pretrained(folder), Qwen2VLImageProcessorPil.from_pretrained(folder)
 
 
 def with_types(ids: torch.Tensor, **visual: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,14 +1,32 @@
 """One evaluation on several processes: equal to one process, whatever dies on the way."""
 
+import argparse
 import json
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from llava.cli_errors import UserError
+from llava.eval.loop import add_loop_arguments, load
+from llava.eval.loop import run as loop_run
+from llava.eval.model_vqa_loader import main
 from llava.eval.ranks import Ranks, parts_of
-from tests.test_eval_loop import QUESTIONS, ROOT, arguments, command, data, run, whole  # noqa: F401  (fixtures)
+from tests.test_eval_loop import (  # noqa: F401  (data and whole are fixtures)
+    QUESTIONS,
+    ROOT,
+    arguments,
+    command,
+    data,
+    refused,
+    run,
+    whole,
+)
+
+LIMIT_SECONDS = 120
 
 
 @pytest.fixture
@@ -36,8 +54,6 @@ def test_the_last_process_merges_in_the_order_of_the_questions(data, whole, tmp_
     answers = tmp_path / "a.jsonl"
     for index in (2, 0):
         place(index, 3)
-        from llava.eval.model_vqa_loader import main
-
         main(arguments(data, answers, "--sparse"))
         assert not answers.exists(), "not all questions are answered yet"
     place(1, 3)
@@ -48,8 +64,6 @@ def test_the_last_process_merges_in_the_order_of_the_questions(data, whole, tmp_
 def test_another_number_of_processes_finishes_what_a_dead_one_left(data, whole, tmp_path, place):  # noqa: F811
     answers = tmp_path / "a.jsonl"
     place(0, 2)
-    from llava.eval.model_vqa_loader import main
-
     main(arguments(data, answers, "--sparse"))
     (part,) = parts_of(answers)
     lines = part.read_bytes().splitlines(keepends=True)
@@ -71,10 +85,48 @@ def test_parts_of_another_setting_are_refused(data, tmp_path, place, capsys):  #
     assert answers.read_bytes() == before and parts_of(answers) == []
 
 
-def test_accelerate_launch_equals_one_process(data, whole, tmp_path):  # noqa: F811
+def test_only_the_first_of_several_goes_on_when_nothing_was_left(data, tmp_path, place):  # noqa: F811
+    parser = argparse.ArgumentParser()
+    add_loop_arguments(parser)
+    args = parser.parse_args(arguments(data, tmp_path / "a.jsonl", "--sparse"))
+    loaded = load(args)
+    assert loop_run(args, loaded) is True
+    for index, count, goes_on in ((1, 2, False), (0, 2, True), (0, 1, True)):
+        place(index, count)
+        assert loop_run(args, loaded) is goes_on
+
+
+def test_parts_of_other_settings_are_refused_and_overwritten(data, tmp_path, place, capsys):  # noqa: F811
     answers = tmp_path / "a.jsonl"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
-    launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    subprocess.run([*launcher, *command(data, answers, "--sparse")[1:]], check=True, cwd=ROOT, capture_output=True)
-    assert answers.read_bytes() == whole
+    place(0, 2)
+    main(arguments(data, answers, "--sparse"))
+    place(0, 1)
+    message = refused(capsys, data, answers, "--sparse", "--max_num_trunction", "64")
+    assert "(dart.max_num_trunction: 128 there, 64 now;" in message
+    alone = run(data, tmp_path / "alone.jsonl", "--sparse", "--max_num_trunction", "64")
+    assert run(data, answers, "--sparse", "--max_num_trunction", "64", "--overwrite") == alone
+    assert parts_of(answers) == []
+
+
+# --multi_gpu makes accelerate start several processes; without it and a GPU there is one, whatever --num_processes says.
+LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCHER += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+def test_accelerate_launch_equals_one_process_after_a_killed_rank(data, whole, tmp_path):  # noqa: F811
+    answers = tmp_path / "a.jsonl"
+    line = [*LAUNCHER, *command(data, answers, "--sparse")[1:]]
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    launcher = subprocess.Popen(line, **quiet)
+    rank_one = answers.with_name(f"{answers.name}.part1of2")
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while not rank_one.is_file() and launcher.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    for process in psutil.Process(launcher.pid).children(recursive=True):
+        if process.is_running() and any(Path(file.path) == rank_one for file in process.open_files()):
+            process.kill()
+    assert launcher.wait(LIMIT_SECONDS) != 0, "a rank was killed"
+    assert not answers.exists()
+    subprocess.run(line, check=True, timeout=LIMIT_SECONDS, **quiet)
+    assert answers.read_bytes() == whole and parts_of(answers) == []
     assert len([json.loads(line) for line in whole.splitlines()]) == QUESTIONS

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from llava.eval import suite, suite_table
+from llava.cli_errors import UserError
+from llava.eval import suite, suite_table, tasks
 from llava.eval.suite import Setting, fingerprint, settings_of
 
 MINI = suite.EMBEDDED_DATA
+CHECKPOINT = Path(__file__).parent / "golden" / "ckpt" / "llava-v1.5-tiny"
 QUESTIONS = 3
 # The paper's Table 1 (LLaVA-1.5-7B): unpruned, then 192, 128 and 64 tokens with their published averages.
 PAPER = {
@@ -97,6 +99,40 @@ def test_runs_what_is_missing_and_says_what_cannot_run(data, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "--- gqa/unpruned" in printed, "what failed is tried again"
     assert "--- textvqa/" not in printed, "what is finished is not run again"
+
+
+def test_tasks_decide_their_prompts_unless_a_flag_does(tmp_path, monkeypatch):
+    asked = []
+    task = tasks.get("qbench")
+    monkeypatch.setattr(suite, "load", lambda args: None)
+    monkeypatch.setattr(suite, "run", lambda args, *_: asked.append((args.conv_mode, args.max_new_tokens)))
+    monkeypatch.setattr(suite, "read_lines", lambda path: [])
+    monkeypatch.setattr(type(task), "figures", lambda *_: (_ for _ in ()).throw(UserError("stop")))
+    for flags in ([], ["--conv-mode", "vicuna_v1", "--max_new_tokens", "5"]):
+        own = ["--benchmarks", "qbench", "--strategies", "dart", "--keep", "64", "--overwrite"]
+        suite.main([*own, "--out", str(tmp_path / "table.json"), *flags])
+    assert asked == [("llava_v1", 1024)] * 2 + [("vicuna_v1", 5)] * 2
+
+
+def test_a_judged_benchmark_without_a_judge_is_a_row_that_says_why(tmp_path, monkeypatch):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    out = tmp_path / "table.json"
+    own = ["--ckpt", str(CHECKPOINT), "--out", str(out), "--strategies", "dart", "--keep", "64", "--device", "cpu"]
+    suite.main([*own, "--benchmarks", "mmvet", "--max_new_tokens", "1", "--batch-size", "16"])
+    cells = json.loads(out.read_text())["cells"]
+    assert all(
+        "the judge is needed now" in cells[f"mmvet/{name}"]["error"] for name in ("unpruned", "dart-original-64")
+    )
+    table = out.with_suffix(".md").read_text()
+    assert (
+        "MM-Vet has no score: the judge is needed now: set OPENAI_API_KEY" in table and "| unpruned | - | - |" in table
+    )
+    assert len(list(tmp_path.glob("table-answers/*/mmvet/*.jsonl"))) == 2, "the answers are kept for the judge"
+
+
+def test_every_benchmark_has_a_title():
+    assert set(tasks.TASKS) == set(suite_table.TITLES)
 
 
 def test_results_of_another_checkpoint_are_refused(data, tmp_path, capsys):

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,14 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield row
 
 
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A JSON-lines file, replaced in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def parse_line(line: str, path: Path, number: int) -> dict[str, Any] | None:
     """The row of one line, None for an empty one. Raises UserError naming a broken line."""
     if not line.strip():
@@ -62,9 +70,17 @@ def key_of_row(row: dict[str, Any], path: Path) -> Key:
     return key_of(row["question_id"], row["prompt"])
 
 
-def finished(path: Path) -> Counter[Key]:
-    """How often each question is answered in an answers file. Raises UserError for a row that is no answer."""
-    return Counter(key_of_row(row, path) for row in read_lines(path))
+def open_questions(examples: Sequence[Example], done: Counter[Key]) -> list[Example]:
+    """The examples without an answer, in order; one that is asked twice needs two. done: how many answers there are."""
+    left = done.copy()
+    todo = []
+    for example in examples:
+        key = key_of(example.question_id, example.prompt)
+        if left[key]:
+            left[key] -= 1
+        else:
+            todo.append(example)
+    return todo
 
 
 def settings_file(answers: Path) -> Path:
@@ -84,23 +100,26 @@ def check_settings(answers: Path, settings: dict[str, Any]) -> None:
             f"{answers} holds answers but not what they were made with ({meta.name}); "
             "choose another --answers-file or start over with --overwrite"
         )
-    before = read_json(meta)
-    changed = [
-        f"{k}: {before.get(k)!r} there, {settings.get(k)!r} now"
-        for k in sorted({*before, *settings})
-        if before.get(k) != settings.get(k)
-    ]
-    if changed:
+    if changed := list(_differences(read_json(meta), settings)):
         raise UserError(
             f"{answers} holds answers of another run ({'; '.join(changed)}); "
             "choose another --answers-file or start over with --overwrite"
         )
 
 
-class AnswersFile:
-    """Opened by one writer. `done` counts finished questions by key; `settings` must equal those of earlier answers.
+def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
+    """What changed, field by field of nested objects."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
+    elif before != now:
+        yield f"{name}: {before!r} there, {now!r} now"
 
-    Raises UserError when another process writes it, when it is broken, or when it was begun with other settings.
+
+class AnswersFile:
+    """Opened by one writer. `settings` must equal those of the answers that are there already.
+
+    Raises UserError when another process writes it, or when it was begun with other settings.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool = False):
@@ -117,22 +136,9 @@ class AnswersFile:
             self._file.truncate(0)
             settings_file(path).unlink(missing_ok=True)
         self._repair()
-        self.done = finished(path)
-        if self.done:
+        if path.stat().st_size:
             check_settings(path, settings)
         write_settings(path, settings)
-
-    def open_questions(self, examples: Sequence[Example]) -> list[Example]:
-        """The examples without an answer, in order; one that is asked twice needs two answers."""
-        left = self.done.copy()
-        todo = []
-        for example in examples:
-            key = key_of(example.question_id, example.prompt)
-            if left[key]:
-                left[key] -= 1
-            else:
-                todo.append(example)
-        return todo
 
     def _repair(self) -> None:
         """Cut a last line that a kill left half-written."""

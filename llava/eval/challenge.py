@@ -6,24 +6,24 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llava.cli_errors import UserError
 from llava.eval.normalize import challenge_accuracy, normalize_answer
-from llava.eval.tasks.base import Answers, by_question, percent
+from llava.eval.tasks.base import Answers, answer_to, by_question, percent
 
 
-def score_challenge(annotations: Sequence[Mapping[str, Any]], key: str, answers: Answers) -> dict[str, Any]:
+def score_challenge(
+    benchmark: str, annotations: Sequence[Mapping[str, Any]], key: str, answers: Answers
+) -> dict[str, Any]:
     """Accuracy in percent over all annotated questions, and by type of answer.
 
-    key: the annotations' field that is the answers' question id. Raises UserError when an answer is missing.
+    benchmark: its name, for errors. key: the annotations' field that is the answers' question id. Raises UserError
+    when an answer is missing.
     """
     given = by_question(answers)
     scores: dict[str, list[float]] = defaultdict(list)
     for truth in annotations:
-        name = str(truth[key])
-        if name not in given:
-            raise UserError(f"the question with {key} {name} has no answer; finish the run before scoring it")
+        text = answer_to(given, truth[key], benchmark)
         references = [answer["answer"] for answer in truth["answers"]]
-        value = challenge_accuracy(normalize_answer(given[name]["text"]), references)
+        value = challenge_accuracy(normalize_answer(text), references)
         scores[truth["answer_type"]].append(value)
     whole = [value for values in scores.values() for value in values]
     types = {n: {"accuracy": percent(sum(v), len(v)), "samples": len(v)} for n, v in sorted(scores.items())}

@@ -21,10 +21,10 @@ from llava.cli_errors import UserError
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
 from llava.dart_args import add_dart_arguments, check_image_span, dart_config_from_args
-from llava.eval.answers import AnswersFile, answer_id, check_settings
+from llava.eval.answers import AnswersFile, Key, answer_id, open_questions
 from llava.eval.examples import Example, chunk_of, digest_of, read_question_file
 from llava.eval.prompts import Batch, Encoded, build_prompt, collate, encode
-from llava.eval.ranks import ALONE, Ranks, answered, merge
+from llava.eval.ranks import ALONE, Ranks, merge, parts_of, remove, standing
 from llava.eval.sampling import check_decoding, decoding_of
 from llava.files import fingerprint
 from llava.mm_utils import get_model_name_from_path
@@ -226,51 +226,60 @@ def answer_row(example: Example, text: str, model_id: str) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequence[Example] | None = None) -> bool:
-    """Answer what is not answered yet; returns whether the answers file is complete now.
+    """Answer what is not answered yet; returns whether the answers file is complete, for this process to go on with.
 
-    Of several processes (see `llava.eval.ranks`) each answers its share, and those that finish before the last one
-    return False.
+    Of several processes (see `llava.eval.ranks`) each answers its share, and one of them returns True: the one that
+    merges their answers, or the first where nothing was left to answer.
 
     loaded: a model to reuse (its DART setting is replaced). examples: the questions; by default those of
     --question-file. Raises UserError for bad input; answers so far are kept.
     """
-    mapping = dart_config_from_args(args)
+    mapping, ranks, path = dart_config_from_args(args), Ranks.from_environment(), Path(args.answers_file)
+    _check_flags(args, ranks)
+    if examples is None:
+        examples = read_question_file(Path(args.question_file), Path(args.image_folder))
+    examples = chunk_of(examples, args.num_chunks, args.chunk_idx)
+    settings = settings_of(args, examples, mapping)
+    if not args.overwrite:
+        standing(path, settings)  # refused before a model is loaded
+    print(f"model: {args.model_path}\ndata: {args.question_file} ({len(examples)} questions)", flush=True)
+    loaded = loaded or load(args, ranks)
+    loaded.model.config.DART_config = mapping
+    if args.overwrite:
+        remove(*parts_of(path))
+    with AnswersFile(ranks.part(path), settings, args.overwrite) as answers:
+        done = standing(path, settings)
+        _answer(ranks.share(examples), done, answers, loaded, args)
+    merged = merge(path, examples, settings)
+    if ranks.count == 1 or not open_questions(examples, done):
+        return ranks.index == 0
+    return merged
+
+
+def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
+    """Raises UserError for what can be refused before anything is read."""
     check_decoding(args)
     if args.batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, got {args.batch_size}")
     get_template(args.conv_mode)
-    if examples is None:
-        examples = read_question_file(Path(args.question_file), Path(args.image_folder))
-    examples = chunk_of(examples, args.num_chunks, args.chunk_idx)
-    ranks, path, settings = Ranks.from_environment(), Path(args.answers_file), settings_of(args, examples, mapping)
-    loaded = loaded or load(args, ranks)
-    loaded.model.config.DART_config = mapping
-    print(f"model: {args.model_path}\ndata: {args.question_file} ({len(examples)} questions)", flush=True)
     if args.overwrite and ranks.count > 1:
         raise UserError(
             "--overwrite is for a single process; run it once without accelerate launch, or choose another file"
         )
-    if path.is_file() and path.stat().st_size and not args.overwrite:
-        check_settings(path, settings)
-    own = ranks.share(examples)
-    with AnswersFile(ranks.part(path), settings, args.overwrite) as answers:
-        answers.done = Counter({key: len(lines) for key, lines in answered(path).items()})
-        todo = answers.open_questions(own)
-        if len(todo) < len(own):
-            print(f"resuming: {len(own) - len(todo)} answers are there already")
-        began = time.monotonic()
-        _answer(todo, len(own) - len(todo), answers, loaded, args)
-    seconds, number = time.monotonic() - began, len(todo)
-    print(f"answered {number} questions in {seconds:.1f} s" + (f" ({number / seconds:.1f} a second)" if number else ""))
-    return merge(path, examples, settings)
 
 
-def _answer(todo: Sequence[Example], done: int, answers: AnswersFile, loaded: Loaded, args: argparse.Namespace) -> None:
-    """Append the answers of all examples, each batch as soon as it is there."""
+def _answer(
+    examples: Sequence[Example], done: Counter[Key], answers: AnswersFile, loaded: Loaded, args: argparse.Namespace
+) -> None:
+    """Append the answers of the examples without one, each batch as soon as it is there. done: answers there are."""
+    todo = open_questions(examples, done)
+    there, began = len(examples) - len(todo), time.monotonic()
+    if there:
+        print(f"resuming: {there} answers are there already")
     batches = list(batches_of(todo, args.batch_size))
     encoded = EncodedExamples(todo, loaded, args)
     stream = DataLoader(encoded, batch_sampler=batches, collate_fn=_collate, num_workers=args.num_workers)
-    with tqdm(total=done + len(todo), initial=done, desc="answers", file=sys.stderr, mininterval=2) as bar:
+    with tqdm(total=len(examples), initial=there, desc="answers", file=sys.stderr, mininterval=2) as bar:
         described = False
         for places, (batch, error) in zip(batches, stream, strict=True):
             if batch is not None:
@@ -287,3 +296,7 @@ def _answer(todo: Sequence[Example], done: int, answers: AnswersFile, loaded: Lo
                 bar.update(len(asked))
             if error is not None:
                 raise error
+    seconds, rate = time.monotonic() - began, ""
+    if todo:
+        rate = f" ({len(todo) / seconds:.1f} a second)"
+    print(f"answered {len(todo)} questions in {seconds:.1f} s{rate}")

@@ -11,9 +11,8 @@ from pathlib import Path
 from llava.cli_errors import exits_cleanly
 from llava.eval.answers import read_lines
 from llava.eval.loop import add_loop_arguments, run
-from llava.eval.model_vqa import LONG_ANSWER
 from llava.eval.report import UPLOADS
-from llava.eval.tasks.qbench import REQUESTS, read_entries, read_questions, write_submission
+from llava.eval.tasks.qbench import REQUESTS, QBenchBase, read_entries, read_questions, write_submission
 
 
 @exits_cleanly
@@ -23,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image-folder", required=True)
     parser.add_argument("--questions-file", "--question-file", dest="question_file", required=True)
     parser.add_argument("--lang", choices=tuple(REQUESTS), default="en")
-    parser.set_defaults(max_new_tokens=LONG_ANSWER, conv_mode="llava_v1")
+    parser.set_defaults(max_new_tokens=QBenchBase.max_new_tokens, conv_mode=QBenchBase.conv_mode)
     args = parser.parse_args(argv)
     questions, answers = Path(args.question_file), Path(args.answers_file)
     complete = run(args, examples=read_questions(questions, Path(args.image_folder), args.lang))

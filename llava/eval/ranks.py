@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.cli_errors import UserError
-from llava.eval.answers import Key, key_of, key_of_row, parse_line, settings_file, write_settings
+from llava.eval.answers import Key, check_settings, key_of, key_of_row, parse_line, settings_file, write_settings
 from llava.eval.examples import Example
 
 
@@ -85,33 +85,48 @@ def answered(answers: Path) -> dict[Key, deque[bytes]]:
     return found
 
 
+def standing(answers: Path, settings: dict[str, Any]) -> Counter[Key]:
+    """How often each question is answered so far. Raises UserError for answers of other settings."""
+    with _lock(answers):
+        for path in (answers, *parts_of(answers)):
+            if path.is_file() and path.stat().st_size:
+                check_settings(path, settings)
+        return Counter({key: len(lines) for key, lines in answered(answers).items()})
+
+
 def merge(answers: Path, examples: Sequence[Example], settings: dict[str, Any]) -> bool:
-    """Write `answers` from its parts when every example is answered, and remove them; is it complete?
+    """Write `answers` from its parts when every example is answered, and remove them; did this call do it?
 
     Safe to call from every process at any time: one of them does it.
     """
-    with _lock(answers.with_name(f".{answers.name}.lock")):
-        found = answered(answers)
+    with _lock(answers):
+        parts, found = parts_of(answers), answered(answers)
         lines = []
         for example in examples:
             own = found[key_of(example.question_id, example.prompt)]
             if not own:
                 return False
             lines.append(own.popleft())
-        parts = parts_of(answers)
-        if parts:
-            temporary = answers.with_name(f".{answers.name}.merging")
-            temporary.write_bytes(b"".join(lines))
-            os.replace(temporary, answers)
-            write_settings(answers, settings)
-        for part in parts:
-            part.unlink()
-            settings_file(part).unlink(missing_ok=True)
+        if not parts:
+            return False
+        temporary = answers.with_name(f".{answers.name}.merging")
+        temporary.write_bytes(b"".join(lines))
+        os.replace(temporary, answers)
+        write_settings(answers, settings)
+        remove(*parts)
         return True
 
 
+def remove(*paths: Path) -> None:
+    """Delete answers files (or parts of one) and the settings beside them."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+        settings_file(path).unlink(missing_ok=True)
+
+
 @contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+def _lock(answers: Path) -> Iterator[None]:
+    answers.parent.mkdir(parents=True, exist_ok=True)
+    with answers.with_name(f".{answers.name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -19,13 +19,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--split", help="part of the benchmark, such as val; by default the first that is installed")
     parser.add_argument("--out", help="write the figures to this file")
     add_loop_arguments(parser, files=False)
-    parser.set_defaults(max_new_tokens=None)
+    parser.set_defaults(max_new_tokens=None, conv_mode=None)
     args = parser.parse_args(argv)
     task, data = tasks.get(args.task), Path(args.data)
     split = task.split(data, args.split)
     examples = task.examples(data, split)
-    args.question_file = str(data / task.folder / task.splits[split].questions)
-    args.max_new_tokens = args.max_new_tokens or task.max_new_tokens
+    task.complete(args, data, split)
     complete = run(args, examples=examples)
     if complete and args.num_chunks == 1:
         finish(task, data, Path(args.answers_file), split, args.out)

@@ -93,6 +93,7 @@ class Suite:
         self.checkpoint, self.data_of, self.out, self.loop_flags = checkpoint, data_of, out, loop_flags
         self.parser = argparse.ArgumentParser(prog="suite: flags of the loop")
         add_loop_arguments(self.parser, files=False)
+        self.parser.set_defaults(max_new_tokens=None, conv_mode=None)
         digest = fingerprint(checkpoint)
         self.work = work / digest[:12]
         known = read_json(out) if out.is_file() else {"checkpoint_sha256": digest}
@@ -136,8 +137,7 @@ class Suite:
         answers = self.work / benchmark / f"{setting.name}.jsonl"
         flags = ["--model-path", self.checkpoint, "--answers-file", str(answers), *self.loop_flags, *setting.flags()]
         args = self.parser.parse_args(flags)
-        args.question_file = str(data / task.folder)
-        args.max_new_tokens = task.max_new_tokens
+        task.complete(args, data, task.split(data))
         if self._loaded is None:
             self._loaded = load(args)
         run(args, self._loaded, examples)

@@ -20,6 +20,10 @@ TITLES = {
     "mmbench": "MMB",
     "mmbench_cn": "MMB-CN",
     "ocrbench": "OCRBench",
+    "qbench": "Q-Bench",
+    "qbench_zh": "Q-Bench-CN",
+    "mmvet": "MM-Vet",
+    "llavabench": "LLaVA-Bench",
     "easy_vqa": "easy-VQA",
 }
 SEED = re.compile(r"-seed\d+$")

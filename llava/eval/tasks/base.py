@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,12 +34,14 @@ class Task(ABC):
 
     A new benchmark sets the class attributes and writes `score`; `read` and `upload` are for what differs from LLaVA's
     question file and for benchmarks with a server. splits: the first one that is installed is the default.
+    max_new_tokens, conv_mode: the answer's length and the prompt's template where the flags do not say.
     """
 
     folder: str
     source: str
     splits: Mapping[str, Split]
     max_new_tokens = 128
+    conv_mode = "vicuna_v1"
 
     def split(self, data: Path, name: str | None = None) -> str:
         """The split of that name, else the first that is installed. Raises UserError for an unknown name."""
@@ -59,6 +62,12 @@ class Task(ABC):
     def read(self, home: Path, part: Split) -> Sequence[Example]:
         """The questions of a complete folder."""
         return read_question_file(home / part.questions, home / part.images)
+
+    def complete(self, args: argparse.Namespace, data: Path, split: str) -> None:
+        """Set what the loop's flags leave open (None); the question file, for what is printed."""
+        args.question_file = str(data / self.folder / self.splits[split].questions)
+        args.max_new_tokens = args.max_new_tokens or self.max_new_tokens
+        args.conv_mode = args.conv_mode or self.conv_mode
 
     @abstractmethod
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
@@ -110,3 +119,10 @@ def percent(part: float, whole: float) -> float:
 def by_question(answers: Answers) -> dict[str, Mapping[str, Any]]:
     """Answers by question id, as text: files differ in whether ids are numbers."""
     return {str(row["question_id"]): row for row in answers}
+
+
+def answer_to(given: Mapping[str, Mapping[str, Any]], question_id: Any, benchmark: str) -> str:
+    """The answer's text; given: see `by_question`. Raises UserError when there is none."""
+    if str(question_id) not in given:
+        raise UserError(f"{benchmark} question {question_id} has no answer; finish the run, then score or submit it")
+    return str(given[str(question_id)]["text"])

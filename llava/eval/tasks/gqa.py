@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dart.bench._report import write_json
-from llava.cli_errors import UserError
-from llava.eval.tasks.base import Answers, Split, Task, by_question, percent, register
+from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES = "llava_gqa_testdev_balanced.jsonl", "data/images"
@@ -36,9 +35,7 @@ def score_answers(annotations: Mapping[str, Any], answers: Answers) -> dict[str,
     for key, question in annotations.items():
         if not question.get("isBalanced", True):
             continue
-        if key not in given:
-            raise UserError(f"GQA question {key} has no answer; finish the run before scoring it")
-        hit = prediction_of(given[key]["text"]) == question["answer"]
+        hit = prediction_of(answer_to(given, key, "GQA")) == question["answer"]
         types = question["types"]
         for name in ("all", "open" if types["structural"] == "query" else "binary"):
             right[name].append(hit)

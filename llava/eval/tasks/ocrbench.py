@@ -9,7 +9,7 @@ from typing import Any
 from dart.bench._report import write_json
 from llava.cli_errors import UserError
 from llava.eval.examples import Example
-from llava.eval.tasks.base import Answers, Split, Task, by_question, percent, register
+from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES = "OCRBench/OCRBench.json", "OCRBench_Images"
@@ -58,9 +58,7 @@ def judged(entries: Sequence[Mapping[str, Any]], answers: Answers) -> list[dict[
     given = by_question(answers)
     rows = []
     for number, entry in enumerate(entries):
-        if str(number) not in given:
-            raise UserError(f"OCRBench question {number} has no answer; finish the run before scoring it")
-        text = given[str(number)]["text"]
+        text = answer_to(given, number, "OCRBench")
         rows.append({**entry, "predict": text, "result": int(is_right(entry["dataset_name"], entry["answers"], text))})
     return rows
 

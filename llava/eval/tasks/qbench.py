@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llava.cli_errors import UserError
+from llava.eval.answers import write_lines
 from llava.eval.choices import LETTERS, choice_of
 from llava.eval.examples import Example
-from llava.eval.tasks.base import Answers, Split, Task, by_question, percent, register
+from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
 from llava.files import read_json
 
+NAME = "Q-Bench"
 IMAGES = "images_llvisionqa"
 FIELDS = ("img_path", "question", "candidates")
 # The Chinese one has a backslash where a line break was meant: LLaVA sends it, and its published figures rest on it.
@@ -58,11 +58,10 @@ def score_answers(entries: Sequence[Mapping[str, Any]], answers: Answers) -> dic
     right: dict[str, list[bool]] = defaultdict(list)
     unread = 0
     for number, entry in enumerate(entries):
-        if str(number) not in given:
-            raise UserError(f"Q-Bench question {number} has no answer; finish the run before scoring it")
+        text = answer_to(given, number, NAME)
         if "correct_ans" not in entry:
             raise UserError(f"Q-Bench question {number} has no correct_ans; only the dev file can be scored here")
-        chosen = option_of(given[str(number)]["text"], entry["candidates"])
+        chosen = option_of(text, entry["candidates"])
         unread += chosen is None
         parts = [TYPES.get(entry.get("type", -1)), CONCERNS.get(entry.get("concern", -1))]
         for name in ["all", *(part for part in parts if part)]:
@@ -75,15 +74,7 @@ def score_answers(entries: Sequence[Mapping[str, Any]], answers: Answers) -> dic
 def write_submission(entries: Sequence[Mapping[str, Any]], answers: Answers, path: Path) -> None:
     """JSON lines: every entry with its `response`. Raises UserError for a missing answer."""
     given = by_question(answers)
-    lines = []
-    for number, entry in enumerate(entries):
-        if str(number) not in given:
-            raise UserError(f"Q-Bench question {number} has no answer; the submission wants all {len(entries)}")
-        lines.append(json.dumps({**entry, "response": given[str(number)]["text"]}, ensure_ascii=False) + "\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    os.replace(temporary, path)
+    write_lines(path, [{**entry, "response": answer_to(given, k, NAME)} for k, entry in enumerate(entries)])
 
 
 def _splits(**files: str) -> dict[str, Split]:
@@ -96,8 +87,9 @@ def _splits(**files: str) -> dict[str, Split]:
 class QBenchBase(Task):
     folder = "qbench"
     source = "https://huggingface.co/datasets/nanyangtu/LLVisionQA-QBench"
-    lang: str
     max_new_tokens = 1024
+    conv_mode = "llava_v1"  # as LLaVA asks it
+    lang: str
 
     def read(self, home: Path, part: Split) -> Sequence[Example]:
         return read_questions(home / part.questions, home / part.images, self.lang)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
-from llava.eval.tasks.base import Answers, Split, Task, by_question, percent, register
+from llava.eval.answers import write_lines
+from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
 from llava.files import read_json
 
+NAME = "SEED-Bench"
 QUESTIONS, ANNOTATIONS = "llava-seed-bench.jsonl", "SEED-Bench.json"
 
 
@@ -25,10 +24,7 @@ def score_answers(annotations: Mapping[str, Any], answers: Answers) -> dict[str,
     names = {number: name for name, number in annotations["question_type"].items()}
     right: dict[str, list[bool]] = defaultdict(list)
     for question in annotations["questions"]:
-        key = str(question["question_id"])
-        if key not in given:
-            raise UserError(f"SEED-Bench question {key} has no answer; finish the run before scoring it")
-        hit = given[key]["text"] == question["answer"]
+        hit = answer_to(given, question["question_id"], NAME) == question["answer"]
         for name in ("all", question["data_type"], names[question["question_type_id"]]):
             right[name].append(hit)
     figures = {n: {"accuracy": percent(sum(r), len(r)), "samples": len(r)} for n, r in right.items()}
@@ -39,16 +35,8 @@ def score_answers(annotations: Mapping[str, Any], answers: Answers) -> dict[str,
 def write_submission(annotations: Mapping[str, Any], answers: Answers, path: Path) -> None:
     """JSON lines {"question_id", "prediction"} in the annotations' order. Raises UserError for a missing answer."""
     given = by_question(answers)
-    lines = []
-    for question in annotations["questions"]:
-        key = question["question_id"]
-        if str(key) not in given:
-            raise UserError(f"SEED-Bench question {key} has no answer; finish the run before converting it")
-        lines.append(json.dumps({"question_id": key, "prediction": given[str(key)]["text"]}) + "\n")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(lines), encoding="utf-8")
-    os.replace(temporary, path)
+    ids = [question["question_id"] for question in annotations["questions"]]
+    write_lines(path, [{"question_id": key, "prediction": answer_to(given, key, NAME)} for key in ids])
 
 
 @register("seed")

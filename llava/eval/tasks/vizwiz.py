@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from dart.bench._report import write_json
-from llava.cli_errors import UserError
 from llava.eval.answers import read_lines
 from llava.eval.challenge import score_challenge
 from llava.eval.examples import Example
 from llava.eval.normalize import normalize_answer
-from llava.eval.tasks.base import Answers, Split, Task, by_question, register
+from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, register
 from llava.files import read_json
 
+NAME = "VizWiz"
 TEST, VAL = "llava_test.jsonl", "val.json"
 REQUEST = (
     "When the provided information is insufficient, respond with 'Unanswerable'.\n"
@@ -25,9 +25,8 @@ REQUEST = (
 def submission(questions: Sequence[Mapping[str, Any]], answers: Answers) -> list[dict[str, str]]:
     """The server's rows for LLaVA's test questions. Raises UserError for a missing answer."""
     given = by_question(answers)
-    if missing := [q["question_id"] for q in questions if str(q["question_id"]) not in given]:
-        raise UserError(f"VizWiz question {missing[0]} has no answer; the server wants all {len(questions)}")
-    return [{"image": q["image"], "answer": normalize_answer(given[str(q["question_id"])]["text"])} for q in questions]
+    texts = [answer_to(given, q["question_id"], NAME) for q in questions]
+    return [{"image": q["image"], "answer": normalize_answer(t)} for q, t in zip(questions, texts, strict=True)]
 
 
 @register("vizwiz")
@@ -53,7 +52,7 @@ class VizWiz(Task):
         ]
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
-        return score_challenge(read_json(data / self.folder / VAL), "image", answers)
+        return score_challenge(NAME, read_json(data / self.folder / VAL), "image", answers)
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path | None:
         if split == "val":

@@ -55,7 +55,8 @@ class VqaV2(Task):
         ]
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
-        return score_challenge(read_json(data / self.folder / VAL_ANSWERS)["annotations"], "question_id", answers)
+        annotations = read_json(data / self.folder / VAL_ANSWERS)["annotations"]
+        return score_challenge("VQAv2", annotations, "question_id", answers)
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path | None:
         if split == "val":
