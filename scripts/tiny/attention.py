@@ -20,8 +20,8 @@ def attention(module, query, key, value, attention_mask, picture=None, turn=None
     """
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32
     if picture is None:
-        return _whole(query, key, value, causal=False).transpose(1, 2), None
-    head = _whole(*(x[:, :, :picture] for x in (query, key, value)), causal=True)
+        return whole(query, key, value).transpose(1, 2), None
+    head = whole(*(x[:, :, :picture] for x in (query, key, value)), causal=True)
     size, heads, _, width = query.shape
     asked, own_key, own_value = (x[:, :, picture:].reshape(size, heads, -1, turn, width) for x in (query, key, value))
     flat = asked.reshape(size, heads, -1, width)
@@ -42,13 +42,18 @@ def _causal(count: int, like: torch.Tensor) -> torch.Tensor:
     return torch.full((count, count), -torch.inf, dtype=like.dtype, device=like.device).triu(1)
 
 
-def _whole(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool) -> torch.Tensor:
+def whole(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, causal: bool = False, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """query, key, value [B, H, N, D] -> [B, H, N, D]; mask: float [N, N], added to the scores."""
     with torch.autocast(query.device.type, enabled=False):
         if key.shape[2] > FUSED_KEYS:
             wide = (x.float() for x in (query, key, value))
-            return scaled_dot_product_attention(*wide, is_causal=causal).to(query.dtype)
+            return scaled_dot_product_attention(*wide, attn_mask=mask, is_causal=causal).to(query.dtype)
         scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        return torch.softmax(scores + _causal(key.shape[2], query) if causal else scores, -1) @ value
+        if causal:
+            mask = _causal(key.shape[2], query)
+        return torch.softmax(scores if mask is None else scores + mask.to(scores.dtype), -1) @ value
 
 
 AttentionInterface.register(NAME, attention)

@@ -27,18 +27,21 @@ TRAINING_LONE_SHARE = 0.25  # more than in the benchmarks: easy-VQA's questions 
 
 @dataclass
 class Texts:
-    """A batch's questions, one per row and as many for every picture, padded on the right with BOS.
+    """A batch's questions, one per row and as many for every picture, padded on the right.
 
-    prefix: int64 [P], what precedes every picture; ids, labels: int64 [B * Q, T]; questions: each row's.
+    prefix: int64 [P], what precedes every picture; ids, labels: int64 [B * Q, T]; questions: each row's; end: the
+    token that ends an answer.
     """
 
     prefix: torch.Tensor
     ids: torch.Tensor
     labels: torch.Tensor
     questions: list[Question]
+    end: int
 
     def to(self, device: str) -> Texts:
-        return Texts(self.prefix.to(device), self.ids.to(device), self.labels.to(device), self.questions)
+        moved = (each.to(device) for each in (self.prefix, self.ids, self.labels))
+        return Texts(*moved, self.questions, self.end)
 
 
 def to_square(image: Image.Image) -> np.ndarray:
@@ -61,6 +64,7 @@ class Packer:
     def __init__(self, tokenizer: sentencepiece.SentencePieceProcessor):
         self.tokenizer = tokenizer
         self.prefix = [tokenizer.bos_id(), *tokenizer.encode(SYSTEM + " USER: ")]
+        self.filler, self.end = tokenizer.bos_id(), tokenizer.eos_id()
         self._cache: dict[str, list[int]] = {}
 
     def _encode(self, text: str) -> list[int]:
@@ -75,17 +79,17 @@ class Packer:
         """
         prompt = question.text if brief else prompt_of(question.text, question.request)
         asked = self._encode(f"\n{prompt} ASSISTANT:")
-        answer = [*self._encode(question.answer), self.tokenizer.eos_id()]
+        answer = [*self._encode(question.answer), self.end]
         return asked + answer, [IGNORE] * len(asked) + answer
 
     def pack(self, questions: list[list[Question]], brief: bool = False) -> Texts:
         turns = [self.turn(q, brief) for row in questions for q in row]
         width = -(-max(len(ids) for ids, _ in turns) // TURN_MULTIPLE) * TURN_MULTIPLE
-        ids = torch.full((len(turns), width), self.tokenizer.bos_id())
+        ids = torch.full((len(turns), width), self.filler)
         labels = torch.full((len(turns), width), IGNORE)
         for row, (tokens, targets) in enumerate(turns):
             ids[row, : len(tokens)], labels[row, : len(tokens)] = torch.tensor(tokens), torch.tensor(targets)
-        return Texts(torch.tensor(self.prefix), ids, labels, [q for row in questions for q in row])
+        return Texts(torch.tensor(self.prefix), ids, labels, [q for row in questions for q in row], self.end)
 
 
 def sample_scenes(rng: random.Random, size: int, max_shapes: int) -> list[Scene]:

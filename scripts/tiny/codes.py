@@ -52,14 +52,18 @@ POSITIONS = position_features()
 
 def encode_labels(labels: dict[str, np.ndarray]) -> np.ndarray:
     """Patch labels (int [GRID, GRID] each) -> float32 coordinates [GRID, GRID, COORDINATES] in the basis."""
-    out = np.zeros((GRID, GRID, COORDINATES), dtype=np.float32)
+    return np.concatenate([encode_facts(labels), POSITIONS], -1)
+
+
+def encode_facts(labels: dict[str, np.ndarray]) -> np.ndarray:
+    """Patch labels (int [rows, columns] each) -> float32 coordinates [rows, columns, FACTS]: all but the position."""
+    out = np.zeros((*labels["color"].shape, FACTS), dtype=np.float32)
     for name in FACTORS:
         rows, cols = np.nonzero(labels[name] >= 0)
         out[rows, cols, OFFSETS[name] + labels[name][rows, cols]] = 1
     out[..., OFFSETS["center"]] = labels["center"]
     out[..., OFFSETS["pad"]] = labels["pad"]
     out[..., OFFSETS["plain"]] = (labels["kind"] < 0) & (labels["pad"] == 0)
-    out[..., FACTS:] = POSITIONS
     return out
 
 

@@ -59,7 +59,7 @@ def learning_rate(peak: float, step: int, progress: float) -> float:
 
 def optimizers_of(named: list[tuple[str, torch.nn.Parameter]], lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the layers' matrices (updates scaled to AdamW's size), AdamW for embeddings, heads, norms and biases."""
-    matrices = [p for n, p in named if p.ndim == 2 and "layers." in n]
+    matrices = [p for n, p in named if p.ndim == 2 and ("layers." in n or "blocks." in n)]
     ids = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in ids]
     return [
@@ -71,9 +71,9 @@ def optimizers_of(named: list[tuple[str, torch.nn.Parameter]], lr: float) -> lis
 class Stage:
     """The loop that all stages share: time-based schedule, logging, checkpoints."""
 
-    def __init__(self, model: TinyLlava, part: torch.nn.Module, args: argparse.Namespace):
+    def __init__(self, model: torch.nn.Module, part: torch.nn.Module, args: argparse.Namespace, name: str = ""):
         self.model, self.args = model, args
-        self.path = Path(args.work) / f"{args.stage}.pt"
+        self.path = Path(args.work) / f"{name or args.stage}.pt"
         named = [(n, p) for n, p in part.named_parameters() if p.requires_grad]
         self.parameters = [p for _, p in named]
         self.optimizers = optimizers_of(named, args.lr)

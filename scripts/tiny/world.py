@@ -216,29 +216,29 @@ def render(scene: Scene) -> Image.Image:
     return image.filter(ImageFilter.GaussianBlur(side / 200)) if scene.blur else image
 
 
-def patch_labels(scene: Scene) -> dict[str, np.ndarray]:
-    """Per-patch truth on the 24 x 24 grid: int arrays [GRID, GRID]; -1 = none.
+def patch_labels(scene: Scene, rows: int = GRID, columns: int = GRID) -> dict[str, np.ndarray]:
+    """Per-patch truth of the square view cut into rows x columns patches: int arrays [rows, columns]; -1 = none.
 
     color: index into COLORS; kind: index into KINDS; digit: 0-9; slot: 0 (tens) or 1 (units);
     center: 1 where an object's centre lies; pad: 1 outside the picture; thing: index into `scene.things`.
     """
-    px = GRID * LABEL_PIXELS
+    width, height = columns * LABEL_PIXELS, rows * LABEL_PIXELS
 
     def owner(draw_all) -> np.ndarray:
-        raster = Image.new("L", (px, px), 0)
+        raster = Image.new("L", (width, height), 0)
         draw_all(ImageDraw.Draw(raster))
         cells = (
             np.asarray(raster)
-            .reshape(GRID, LABEL_PIXELS, GRID, LABEL_PIXELS)
+            .reshape(rows, LABEL_PIXELS, columns, LABEL_PIXELS)
             .transpose(0, 2, 1, 3)
-            .reshape(GRID, GRID, -1)
+            .reshape(rows, columns, -1)
         )
         counts = np.stack([(cells == k).mean(-1) for k in range(1, 2 * len(scene.things) + 2)], -1)
         best = counts.argmax(-1)
         return np.where(counts.max(-1) >= MIN_COVERAGE, best, -1)
 
     def to_px(x: float, y: float) -> tuple[float, float]:
-        return x * px - 0.5, y * px - 0.5
+        return x * width - 0.5, y * height - 0.5
 
     def draw_things(draw: ImageDraw.ImageDraw) -> None:
         for k, thing in enumerate(scene.things):
@@ -254,12 +254,12 @@ def patch_labels(scene: Scene) -> dict[str, np.ndarray]:
     kind_of = np.array([KINDS.index(t.kind) for t in scene.things] + [-1])
     digit_of = np.array([int(t.number[s]) if t.number else -1 for t in scene.things for s in (0, 1)] + [-1])
     slot = np.where(digits >= 0, digits % 2, -1)
-    center = np.zeros((GRID, GRID), dtype=np.int64)
+    center = np.zeros((rows, columns), dtype=np.int64)
     for t in scene.things:
-        center[min(GRID - 1, int(t.y * GRID)), min(GRID - 1, int(t.x * GRID))] = 1
+        center[min(rows - 1, int(t.y * rows)), min(columns - 1, int(t.x * columns))] = 1
     x0, y0, x1, y1 = view_window(scene.size)
-    mid = (np.arange(GRID) + 0.5) / GRID
-    pad = ~((mid[:, None] > y0) & (mid[:, None] < y1) & (mid[None, :] > x0) & (mid[None, :] < x1))
+    down, across = (np.arange(rows)[:, None] + 0.5) / rows, (np.arange(columns)[None, :] + 0.5) / columns
+    pad = ~((down > y0) & (down < y1) & (across > x0) & (across < x1))
     return {
         "thing": things,
         "color": color_of[things],
