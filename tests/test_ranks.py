@@ -108,7 +108,7 @@ def test_parts_of_other_settings_are_refused_and_overwritten(data, tmp_path, pla
     assert parts_of(answers) == []
 
 
-# --multi_gpu makes accelerate start several processes; without it and a GPU there is one, whatever --num_processes says.
+# Without --multi_gpu and without a GPU, accelerate starts one process, whatever --num_processes says.
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCHER += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 

@@ -14,7 +14,6 @@ from scripts.tiny.model import CLIP_MEAN, CLIP_STD, CONTEXT, HEADS, LAYERS, MLP,
 from scripts.tiny.qwen import model as shapes
 from scripts.tiny.qwen.model import TinyQwen
 from scripts.tiny.qwen.pictures import MAX_TOKENS, MIN_TOKENS
-from scripts.tiny.qwen.samples import PACES
 from scripts.tiny.qwen.tokenizer import SPECIALS, SYSTEM, vocabulary_files
 
 NAMES = {"net.model.visual.": "visual.", "net.model.language_model.": "model.", "net.lm_head.": "lm_head."}
@@ -54,7 +53,7 @@ def _config(family: str, tokenizer: Tokenizer) -> dict:
             "window_size": shapes.WINDOW_PX,
             "fullatt_block_indexes": shapes.WHOLE_LAYERS,
             "hidden_act": "silu",
-            "tokens_per_second": PACES[1],
+            "tokens_per_second": shapes.PACES[family],
         }
         kind = "Qwen2_5_VLForConditionalGeneration"
     return {

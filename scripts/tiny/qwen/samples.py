@@ -25,7 +25,6 @@ from scripts.tiny.world import IMAGE_SIZES, Scene
 KINDS, SHARES = ("one", "two", "video"), (0.6, 0.2, 0.2)
 MAX_SHAPES = 4
 SMALL_TOKENS = 280  # of each of several pictures
-PACES = (1, 2)  # positions between the two frames that a video token holds: Qwen2-VL's, Qwen2.5-VL's
 
 Look = Callable[[list[list[Scene]], Grid], torch.Tensor]
 

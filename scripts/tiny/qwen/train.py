@@ -20,10 +20,10 @@ from scripts.tiny.losses import dense_loss, turns_loss
 from scripts.tiny.model import WIDTH
 from scripts.tiny.questions import Mix
 from scripts.tiny.qwen.export import export
-from scripts.tiny.qwen.model import FAMILIES, TinyQwen
+from scripts.tiny.qwen.model import FAMILIES, PACES, TinyQwen
 from scripts.tiny.qwen.pictures import MIN_TOKENS, SceneBank, codes_of, frames_of, sample_grid, scenes_of_size
 from scripts.tiny.qwen.prompts import ChatPacker, Visual, head_of, thin
-from scripts.tiny.qwen.samples import MAX_SHAPES, PACES, Sample, sample
+from scripts.tiny.qwen.samples import MAX_SHAPES, Sample, sample
 from scripts.tiny.qwen.tokenizer import carry_over, train_tokenizer
 from scripts.tiny.train import DENSE_SHARE, LossOf, Stage, rounded
 from scripts.tiny.world import IMAGE_SIZES
@@ -80,7 +80,7 @@ def llm_loss(model: TinyQwen, packer: ChatPacker, args: argparse.Namespace) -> L
             codes, owners = shown.facts()
             noisy = codes * (1 + 0.15 * torch.randn_like(codes)) + 0.05 * torch.randn_like(codes)
             tokens = noisy.to(args.device) @ directions
-            visual = shown.visual(tokens, owners.to(args.device), rng.choice(PACES))
+            visual = shown.visual(tokens, owners.to(args.device), rng.choice(list(PACES.values())))
             visuals.append(thin(visual, tokens_to_keep(codes, owners, rng, share).to(args.device)))
         loss, figures = answers_of(model, packer, visuals, step, mix)
         return loss, {**figures, **rounded(mix)}
@@ -90,7 +90,6 @@ def llm_loss(model: TinyQwen, packer: ChatPacker, args: argparse.Namespace) -> L
 
 def joint_loss(model: TinyQwen, packer: ChatPacker, args: argparse.Namespace) -> LossOf:
     mix = Mix()
-    pace = PACES[FAMILIES.index(args.family)]
 
     def loss_of(rng: random.Random, progress: float):
         step = sample(rng, args.batch, args.questions, mix)
@@ -99,7 +98,7 @@ def joint_loss(model: TinyQwen, packer: ChatPacker, args: argparse.Namespace) ->
             seen = model.image_features(shown.frames().to(args.device))
             tokens = torch.cat(seen.chunk(len(shown.moments)), 1)
             codes, owners = (each.to(args.device) for each in shown.facts())
-            visuals.append(shown.visual(tokens, owners, pace))
+            visuals.append(shown.visual(tokens, owners, PACES[args.family]))
             loss, figures = dense_loss(tokens, codes)
             dense = dense + loss / len(step.shown)
         loss, answers = answers_of(model, packer, visuals, step, mix)
