@@ -35,21 +35,13 @@ def tiny(request, tokenizer):
     return TinyQwen(request.param, tokenizer).eval()
 
 
-def tower_of_transformers(model, frames, grid, moments=1):
-    """Features of [moments * B, 2, 3, H, W] as one video (or picture) a row: [B, moments * N, D]."""
-    size = len(frames) // moments
-    rows = torch.cat([patches_of(each) for each in frames.chunk(moments)], 1)
-    thw = torch.tensor([[moments, 2 * grid.rows, 2 * grid.columns]] * size)
-    return model.tower(rows.flatten(0, 1), grid_thw=thw).pooler_output.view(
-        size, moments * grid.rows * grid.columns, -1
-    )
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("grid", [Grid(5, 9), Grid(8, 4)], ids=str)
 def test_the_tower_on_batches_is_that_of_transformers(tiny, grid):
     frames = torch.randn(3, 2, 3, *grid.pixels[::-1])
-    assert torch.allclose(tiny.image_features(frames), tower_of_transformers(tiny, frames, grid), atol=1e-5)
+    thw = torch.tensor([[1, 2 * grid.rows, 2 * grid.columns]] * len(frames))
+    expected = tiny.tower(patches_of(frames).flatten(0, 1), grid_thw=thw).pooler_output
+    assert torch.allclose(tiny.image_features(frames).flatten(0, 1), expected, atol=1e-5)
 
 
 def inputs_of(model, packer, shown, question):
@@ -81,7 +73,7 @@ def test_a_training_step_computes_what_transformers_does(tiny, tokenizer, kind):
     step = next(s for s in (sample(rng, 1, 1, mix) for _ in range(100)) if s.kind == kind)
     visuals = []
     for shown in step.shown:
-        tokens = torch.cat(model_features(tiny, shown), 1)
+        tokens = torch.cat(tiny.image_features(shown.frames()).chunk(len(shown.moments)), 1)
         visuals.append(shown.visual(tokens, shown.facts()[1], PACES[tiny.family]))
     head = head_of(tiny.text.embed_tokens, packer, visuals)
     loss, _, _ = turns_loss(tiny.llm, head.embeddings, head.positions, head.begin, packer.pack(step.questions))
@@ -91,10 +83,6 @@ def test_a_training_step_computes_what_transformers_does(tiny, tokenizer, kind):
     logits = reference(**inputs).logits[0]
     wanted = labels[1:] != IGNORE
     assert loss.item() == pytest.approx(cross_entropy(logits[:-1][wanted], labels[1:][wanted]).item(), abs=1e-5)
-
-
-def model_features(model, shown):
-    return model.image_features(shown.frames()).chunk(len(shown.moments))
 
 
 def test_videos_drift_within_the_picture():
@@ -113,10 +101,8 @@ def test_the_export_loads_in_transformers_with_the_chat_format_of_training(tiny,
     model = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype="float32")
     for name, value in model.state_dict().items():
         assert torch.equal(value, tiny.net.state_dict()[name].bfloat16().float()), name
-    assert (
-        model.config.text_config.rope_parameters["rope_theta"]
-        == tiny.net.config.text_config.rope_parameters["rope_theta"]
-    )
+    rope, trained = (each.config.text_config.rope_parameters for each in (model, tiny.net))
+    assert all(rope[name] == trained[name] for name in ("rope_theta", "mrope_section"))
     reader = AutoTokenizer.from_pretrained(tmp_path)
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What color is the star?"}]}]
     chat = reader.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
