@@ -28,7 +28,7 @@ from scripts.tiny.qwen.tokenizer import carry_over, train_tokenizer
 from scripts.tiny.train import DENSE_SHARE, LossOf, Stage, rounded
 from scripts.tiny.world import IMAGE_SIZES
 
-WINDOW_SIDE, WINDOWS_PER_PICTURE, WINDOWS_UNTIL = 6, 5, 0.8  # visual tokens a side
+WINDOW_SIDE, WINDOWS_PER_PICTURE, WINDOWS_UNTIL = 6, 5, 0.9  # visual tokens a side
 BANK_SIZE, BANK_GROWTH, BANK_TURNOVER = 4000, 24, 4
 WHOLE_TOKENS = (MIN_TOKENS, 320)
 TOKEN_SHARES = ((0.6, 0.25), (0.9, 0.5), (1.0, 1.0))  # (until, share of the visual tokens) in the stage `llm`
