@@ -39,12 +39,16 @@ FACTS = OFFSETS["position"]
 COORDINATES = FACTS + 2 * (1 + 2 * len(POSITION_WAVES))
 
 
-def position_features() -> np.ndarray:
-    """float32 [GRID, GRID, 2 * (1 + 2 * waves)]: the patch centre, linearly and as waves."""
-    mid = (np.arange(GRID) + 0.5) / GRID
-    one = np.stack([2 * mid - 1, *(f(np.pi * k * mid) for k in POSITION_WAVES for f in (np.sin, np.cos))], -1)
-    rows = np.repeat(one[:, None], GRID, 1)
-    return np.concatenate([rows, rows.transpose(1, 0, 2)], -1).astype(np.float32) * POSITION_SCALE
+def position_features(rows: int = GRID, columns: int = GRID) -> np.ndarray:
+    """float32 [rows, columns, 2 * (1 + 2 * waves)]: the patch centre, linearly and as waves."""
+
+    def along(count: int) -> np.ndarray:
+        mid = (np.arange(count) + 0.5) / count
+        return np.stack([2 * mid - 1, *(f(np.pi * k * mid) for k in POSITION_WAVES for f in (np.sin, np.cos))], -1)
+
+    down = np.repeat(along(rows)[:, None], columns, 1)
+    across = np.repeat(along(columns)[None], rows, 0)
+    return np.concatenate([down, across], -1).astype(np.float32) * POSITION_SCALE
 
 
 POSITIONS = position_features()

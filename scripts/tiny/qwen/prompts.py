@@ -42,12 +42,14 @@ class ChatPacker(Packer):
 class Visual:
     """A picture or video of every row: tokens float [B, N, D], the thing each belongs to int64 [B, N], its place.
 
-    places: int64 [3, B, N], (time, row, column); extent: how far the positions behind it are moved.
+    places: int64 [3, B, N], (time, row, column); sites: float [B, N, C], the place in the code of `scripts.tiny.codes`;
+    extent: how far the positions behind it are moved.
     """
 
     tokens: torch.Tensor
     owners: torch.Tensor
     places: torch.Tensor
+    sites: torch.Tensor
     extent: int
 
 
@@ -63,30 +65,35 @@ def thin(visual: Visual, keep: torch.Tensor) -> Visual:
         visual.tokens.gather(1, keep[..., None].expand(-1, -1, visual.tokens.shape[-1])),
         visual.owners.gather(1, keep),
         visual.places.gather(2, keep.expand(3, -1, -1)),
+        visual.sites.gather(1, keep[..., None].expand(-1, -1, visual.sites.shape[-1])),
         visual.extent,
     )
 
 
 @dataclass(frozen=True)
 class Head:
-    """What precedes the questions: embeddings [B, P, D], positions [3, B, P], owners [B, P]; they begin at `begin`."""
+    """What precedes the questions: embeddings [B, P, D], positions [3, B, P], owners [B, P], sites [B, P, C] (NaN for
+    text); the questions begin at `begin`."""
 
     embeddings: torch.Tensor
     positions: torch.Tensor
     owners: torch.Tensor
+    sites: torch.Tensor
     begin: int
 
 
 def head_of(embed: torch.nn.Embedding, packer: ChatPacker, visuals: Sequence[Visual]) -> Head:
     """The opening, then the visuals with their marks between."""
     size, at = len(visuals[0].tokens), 0
-    embeddings, positions, owners = [], [], []
+    embeddings, positions, owners, sites = [], [], [], []
+    codes = visuals[0].sites.shape[-1]
 
     def text(ids: list[int]) -> int:
         device = visuals[0].tokens.device
         embeddings.append(embed(torch.tensor(ids, device=device)).expand(size, -1, -1))
         positions.append((at + torch.arange(len(ids), device=device)).expand(3, size, -1))
         owners.append(torch.full((size, len(ids)), -1, device=device))
+        sites.append(torch.full((size, len(ids), codes), torch.nan, device=device))
         return at + len(ids)
 
     for k, visual in enumerate(visuals):
@@ -94,5 +101,6 @@ def head_of(embed: torch.nn.Embedding, packer: ChatPacker, visuals: Sequence[Vis
         embeddings.append(visual.tokens.to(embed.weight.dtype))
         positions.append(at + visual.places)
         owners.append(visual.owners)
+        sites.append(visual.sites)
         at += visual.extent
-    return Head(torch.cat(embeddings, 1), torch.cat(positions, 2), torch.cat(owners, 1), at)
+    return Head(torch.cat(embeddings, 1), torch.cat(positions, 2), torch.cat(owners, 1), torch.cat(sites, 1), at)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from scripts.tiny.codes import position_features
 from scripts.tiny.questions import Mix, Question, sample_questions
 from scripts.tiny.qwen.pictures import (
     MIN_TOKENS,
@@ -51,7 +52,9 @@ class Shown:
         """tokens [B, T * N, D] -> with their places."""
         times = [pace * k for k in range(len(self.moments))]
         places = places_of(self.grid, times, len(tokens)).to(tokens.device)
-        return Visual(tokens, owners, places, max(self.grid.rows, self.grid.columns, times[-1] + 1))
+        site = torch.from_numpy(position_features(self.grid.rows, self.grid.columns)).flatten(0, 1)
+        sites = site.repeat(len(times), 1).expand(len(tokens), -1, -1).to(tokens.device)
+        return Visual(tokens, owners, places, sites, max(self.grid.rows, self.grid.columns, times[-1] + 1))
 
 
 @dataclass(frozen=True)

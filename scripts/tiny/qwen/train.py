@@ -9,13 +9,15 @@ from __future__ import annotations
 import argparse
 import os
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import sentencepiece
 import torch
 from tokenizers import Tokenizer
 
-from scripts.tiny.codes import FACTS, OFFSETS, basis
+from scripts.tiny.codes import COORDINATES, FACTS, OFFSETS, POSITION_SCALE, basis
 from scripts.tiny.losses import dense_loss, turns_loss
 from scripts.tiny.model import WIDTH
 from scripts.tiny.questions import Mix
@@ -31,6 +33,7 @@ from scripts.tiny.world import IMAGE_SIZES
 WINDOW_SIDE, WINDOWS_PER_PICTURE, WINDOWS_UNTIL = 6, 5, 0.9  # visual tokens a side
 BANK_SIZE, BANK_GROWTH, BANK_TURNOVER = 4000, 24, 4
 WHOLE_TOKENS = (MIN_TOKENS, 320)
+SITE_LAYER, SITE_WEIGHT = 1, 0.2  # the second layer: what DART prunes behind it knows its place
 TOKEN_SHARES = ((0.6, 0.25), (0.9, 0.5), (1.0, 1.0))  # (until, share of the visual tokens) in the stage `llm`
 
 
@@ -58,11 +61,37 @@ def tokens_to_keep(codes: torch.Tensor, owners: torch.Tensor, rng: random.Random
     return priority.topk(round(codes.shape[1] * share), dim=1).indices.sort(dim=1).values
 
 
+@contextmanager
+def output_of(layer: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """A list that receives what the layer returns."""
+    outputs: list[torch.Tensor] = []
+    hook = layer.register_forward_hook(lambda _, __, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+    try:
+        yield outputs
+    finally:
+        hook.remove()
+
+
+def site_loss(hidden: torch.Tensor, sites: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """How far visual tokens [B, P, D] are from saying where they are, as LLaVA's tower does (`sites`, NaN for text).
+
+    Qwen's towers have no absolute positions: the first layers have to work them out from M-RoPE. Returns the loss and
+    the mean error of the column, as a share of the picture's width.
+    """
+    seen = ~sites[..., 0].isnan()
+    error = hidden.float()[seen] @ basis(WIDTH)[FACTS:COORDINATES].T.to(hidden.device) - sites[seen]
+    column = error.shape[-1] // 2
+    return (error**2).sum(-1).mean(), round(error[:, column].abs().mean().item() / (2 * POSITION_SCALE), 3)
+
+
 def answers_of(model: TinyQwen, packer: ChatPacker, visuals: list[Visual], step: Sample, mix: Mix):
     """The loss of a step's questions; the mix learns what single pictures were asked."""
     texts = packer.pack(step.questions).to(visuals[0].tokens.device)
     head = head_of(model.text.embed_tokens, packer, visuals)
-    loss, figures, right = turns_loss(model.llm, head.embeddings, head.positions, head.begin, texts, head.owners)
+    with output_of(model.text.layers[SITE_LAYER]) as outputs:
+        loss, figures, right = turns_loss(model.llm, head.embeddings, head.positions, head.begin, texts, head.owners)
+    site, figures["site"] = site_loss(outputs[0][:, : head.sites.shape[1]], head.sites)
+    loss = loss + SITE_WEIGHT * site
     if step.kind == "one":
         mix.learn([q.category for q in texts.questions], right)
     return loss, {"kind of step": step.kind, **figures}
