@@ -5,7 +5,10 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test check bench
+LMMS := .venv-lmms
+LMMS_STAMP := $(LMMS)/.installed
+
+.PHONY: setup setup-lmms demo test test-lmms check bench
 
 setup: $(STAMP)
 
@@ -15,11 +18,22 @@ $(STAMP): pyproject.toml
 	$(VENV)/bin/pip install --quiet -e ".[dev,tiny]"
 	touch $(STAMP)
 
+# lmms-eval brings torchvision and a hundred packages: they stay out of .venv. torchvision must fit torch, so that both are chosen together.
+setup-lmms: $(LMMS_STAMP)
+
+$(LMMS_STAMP): pyproject.toml
+	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/pip install --quiet "$(TORCH)" -e ".[lmms-eval]" pytest==9.2.0
+	touch $(LMMS_STAMP)
+
 demo: setup
 	$(VENV)/bin/python scripts/demo.py
 
 test: setup
 	$(VENV)/bin/python -m pytest
+
+test-lmms: setup-lmms
+	$(LMMS)/bin/python -m pytest tests/test_lmms_*.py
 
 check: setup
 	$(VENV)/bin/ruff check .

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from loguru import logger
 
 import dart
 from llava.cli_errors import UserError
@@ -62,8 +61,8 @@ class Pruned:
         """As the stock model's."""
         looked_at = [dataclasses.replace(each, arguments=self._checked(each.arguments)) for each in requests]
         answers = super().generate_until(looked_at)  # type: ignore[misc]
-        if self.dart_handle is not None:
-            logger.info(self._tally.summary())
+        if self.dart_handle is not None and self.rank == 0:  # type: ignore[attr-defined]
+            print(self._tally.summary(), flush=True)
         return answers
 
     def clean(self) -> None:

@@ -37,15 +37,23 @@ __all__ = [
 
 DATA = Path(__file__).resolve().parents[3] / "playground" / "data" / "mini"
 MME = DATA / "MME" / "MME_Benchmark_release_version"
+POPE_CATEGORIES = 3
 
 
 def picture(path: Path) -> Image.Image:
     return Image.open(path).convert("RGB")
 
 
+def mixed(dataset: Any, parts: int) -> Any:
+    """A picture's two questions of each of the equal `parts` in turn, so that the first ones stand for all of them."""
+    size, pair = len(dataset) // parts, 2
+    rows = [part * size + k + j for k in range(0, size, pair) for part in range(parts) for j in range(pair)]
+    return dataset.select(rows)
+
+
 def pope_docs(dataset: Any) -> Any:
-    """POPE's own names -> lmms-eval's."""
-    return dataset.rename_columns({"text": "question", "label": "answer"})
+    """POPE's own names -> lmms-eval's; the three categories are mixed."""
+    return mixed(dataset, POPE_CATEGORIES).rename_columns({"text": "question", "label": "answer"})
 
 
 def pope_doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
@@ -53,8 +61,8 @@ def pope_doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
 
 
 def mme_docs(dataset: Any) -> Any:
-    """The question file's lines, with the answers of the pictures' own files."""
-    return dataset.map(_with_answer)
+    """The question file's lines, with the answers of the pictures' own files; the subtasks are mixed."""
+    return mixed(dataset, len(set(dataset["category"]))).map(_with_answer)
 
 
 def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
