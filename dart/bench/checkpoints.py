@@ -1,0 +1,58 @@
+"""A prompt for a real checkpoint: random pictures and words in the geometry that its config states.
+
+Original LLaVA checkpoints need the `llava` package, an application of `dart`; it is imported for them alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from dart.bench.shapes import COLOURS, SHAPES, Shape, Workload, workload
+from dart.families.llava import ORIGINAL_TYPES
+
+PLACEHOLDERS = {"llava": "llava-1.5-7b", "qwen2_vl": "qwen2-vl-7b", "qwen2_5_vl": "qwen2.5-vl-7b"}
+
+
+def load(path: str, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
+    """transformers' checkpoints and original LLaVA ones. Raises ValueError for other families."""
+    builder = importlib.import_module("llava.model.builder")  # it registers LLaVA's model types
+    kind = AutoConfig.from_pretrained(path).model_type
+    if kind in ORIGINAL_TYPES:
+        return builder.load_pretrained_model(path, device=device, torch_dtype=dtype, attn_implementation=attention)[1]
+    if kind not in PLACEHOLDERS:
+        known = ", ".join([*ORIGINAL_TYPES, *PLACEHOLDERS])
+        raise ValueError(f"{path} is a checkpoint of type {kind}; expected one of {known}")
+    model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+    return model.to(device).eval()
+
+
+def prompt(model: Any, batch: int, images: int | None) -> Workload:
+    """A batch of prompts of `images` pictures (default: one) for a loaded checkpoint."""
+    if model.config.model_type in ORIGINAL_TYPES:
+        return _original(model, batch, images or 1)
+    shape = SHAPES[PLACEHOLDERS[model.config.model_type]]
+    words = model.config.get_text_config(decoder=True).vocab_size
+    side = getattr(model.config.vision_config, "image_size", None) or shape.side
+    return workload(replace(shape, images=images or 1, vocabulary=words, side=side), model, batch)
+
+
+def _original(model: Any, batch: int, images: int) -> Workload:
+    placeholder = importlib.import_module("llava.constants").IMAGE_TOKEN_INDEX
+    shape: Shape = SHAPES["llava-1.5-7b"]
+    generator = torch.Generator().manual_seed(0)
+    side = model.get_vision_tower().tower.config.image_size
+    pixels = torch.randn(batch * images, COLOURS, side, side, generator=generator).to(model.device, model.dtype)
+    words = torch.randint(
+        3, model.config.vocab_size, (batch, shape.text_before + shape.text_after), generator=generator
+    )
+    before, after = words.split([shape.text_before, shape.text_after], 1)
+    ids = torch.cat([before, torch.full((batch, images), placeholder), after], 1).to(model.device)
+    with torch.inference_mode():
+        merged = model.merge(ids, pixels, None, None, None)
+    visual = int((merged.visual_span_ids[0] > 0).sum())
+    return Workload(model, {"input_ids": ids, "images": pixels}, batch, merged.inputs_embeds.shape[1], visual)

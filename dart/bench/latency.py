@@ -1,0 +1,171 @@
+"""Where the time of an answer goes, with and without pruning: `python -m dart.bench.latency --model llava-next-7b`.
+
+Models by shape with random weights, or a checkpoint. Every round runs all settings of a prompt in turns; medians and
+interquartile ranges. Beside them the ceilings: the share of operations that is left, and an oracle that is given the
+same kept tokens for free. Prints tables, and one JSON line last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dart import strategies
+from dart.bench import checkpoints, flops
+from dart.bench._report import provenance, write_json
+from dart.bench.ceilings import copy_rate, matmul_rate
+from dart.bench.latency_report import draw, limits_text, to_text
+from dart.bench.measure import measure, settings_for
+from dart.bench.shapes import SHAPES, Shape, Workload, build, workload
+
+DTYPES = ("float32", "float16", "bfloat16")
+ATTENTION = ("sdpa", "eager", "flash_attention_2")
+USAGE_ERROR = 2
+
+
+def _budget(text: str) -> int | float:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected tokens (320) or a share (0.111), got {text!r}") from None
+
+
+def _list_of(kind: Any) -> Any:
+    return lambda text: [kind(part) for part in text.split(",")]
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def parser_() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--model", choices=SHAPES, default="tiny", help="a shape, with random weights")
+    which.add_argument("--checkpoint", help="folder or hub name: an original LLaVA, or transformers' LLaVA, Qwen-VL")
+    parser.add_argument("--strategies", type=_list_of(str), default=["dart"], help="such as dart,random,uniform")
+    parser.add_argument(
+        "--keep", type=_list_of(_budget), help="budgets, such as 640,320 or 0.222; default: the shape's"
+    )
+    parser.add_argument("--layer", type=_positive, default=2, help="K: tokens are dropped before this layer")
+    parser.add_argument("--batch-sizes", type=_list_of(_positive), default=[1])
+    parser.add_argument("--attn", type=_list_of(str), default=["sdpa"], help=", ".join(ATTENTION))
+    parser.add_argument("--dtype", type=_list_of(str), help=f"{', '.join(DTYPES)}; default: float32, on CUDA bfloat16")
+    parser.add_argument("--device", help="default: CUDA where there is one")
+    parser.add_argument("--images", type=_positive, help="pictures (views) in a prompt; default: the shape's")
+    parser.add_argument("--layers", type=_positive, help="fewer decoder layers, where memory is short")
+    parser.add_argument("--answer-tokens", type=_positive, default=16)
+    parser.add_argument("--repeats", type=_positive, default=9)
+    parser.add_argument("--warm-up", type=_positive, default=2)
+    parser.add_argument("--threads", type=_positive, help="of the CPU; default: torch's")
+    parser.add_argument("--out", help="such as docs/results/latency-cpu.json")
+    parser.add_argument("--plot", help="a PNG file: speed-up over tokens kept")
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises ValueError for what can be refused before a model is made."""
+    for name, values, known in (
+        ("--strategies", args.strategies, strategies.available()),
+        ("--attn", args.attn, ATTENTION),
+        ("--dtype", args.dtype, DTYPES),
+    ):
+        if wrong := [value for value in values if value not in known]:
+            raise ValueError(f"{name} must be of {', '.join(known)}, got {', '.join(wrong)}")
+    if args.plot and not args.plot.endswith(".png"):
+        raise ValueError(f"--plot must name a .png file, got {args.plot}")
+    if args.device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda, but torch sees no CUDA device: use --device cpu")
+
+
+def _shape(args: argparse.Namespace) -> Shape | None:
+    if args.checkpoint:
+        if args.layers:
+            raise ValueError("--layers is for shapes; a checkpoint has the layers that it has")
+        return None
+    shape = SHAPES[args.model]
+    if args.layers and not args.layer < args.layers <= shape.layers:
+        raise ValueError(f"--layers must be between {args.layer + 1} and {shape.layers}, got {args.layers}")
+    return replace(shape, layers=args.layers or shape.layers, images=args.images or shape.images)
+
+
+def _prompts(args: argparse.Namespace, shape: Shape | None, model: Any) -> list[Workload]:
+    if shape is None:
+        return [checkpoints.prompt(model, batch, args.images) for batch in args.batch_sizes]
+    return [workload(shape, model, batch) for batch in args.batch_sizes]
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the arguments ask for. Raises ValueError for bad ones."""
+    args.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    args.dtype = args.dtype or ["bfloat16" if args.device.type == "cuda" else "float32"]
+    _check(args)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    shape = _shape(args)
+    keeps = args.keep or list((shape or SHAPES["llava-1.5-7b"]).keep)
+    settings = settings_for(args.strategies, keeps, args.layer)
+    rows: list[dict[str, Any]] = []
+    decoder: flops.Decoder | None = None
+    rates = {"copy_gb_s": round(copy_rate(args.device) / 1e9, 1)}
+    for dtype in args.dtype:
+        rates[f"matmul_{dtype}_tflop_s"] = round(matmul_rate(args.device, getattr(torch, dtype)) / 1e12, 3)
+        for attention in args.attn:
+            made = _model(args, shape, dtype, attention)
+            decoder = flops.Decoder.of(made.config.get_text_config(decoder=True))
+            if args.layer >= decoder.layers:
+                raise ValueError(f"--layer must be below the model's {decoder.layers} layers, got {args.layer}")
+            for work in _prompts(args, shape, made):
+                new = measure(work, settings, args.layer, args.answer_tokens, args.repeats, args.warm_up)
+                rows += [{"dtype": dtype, "attn": attention, **row} for row in new]
+                print(to_text(rows[-len(new) :]), flush=True)
+            del made, work
+            gc.collect()
+    return {
+        **provenance(),
+        "model": args.checkpoint or args.model,
+        "weights": "the checkpoint's" if args.checkpoint else "random",
+        "note": shape.note if shape is not None else "",
+        "decoder": asdict(decoder) if decoder is not None else {},
+        "layer": args.layer,
+        "answer_tokens": args.answer_tokens,
+        "repeats": args.repeats,
+        "rates": rates,
+        "rows": rows,
+    }
+
+
+def _model(args: argparse.Namespace, shape: Shape | None, dtype: str, attention: str) -> Any:
+    kind = getattr(torch, dtype)
+    if shape is None:
+        return checkpoints.load(args.checkpoint, args.device, kind, attention)
+    return build(shape, args.device, kind, attention)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser_().parse_args(argv)
+    try:
+        result = run(args)
+        print(limits_text(result))
+        if args.plot:
+            draw(Path(args.plot), result)
+    except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE_ERROR
+    if args.out:
+        write_json(Path(args.out), result)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
