@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.suite_table import BLIND, TITLES, UNPRUNED, to_markdown
+from scripts.results.qwen_table import qwen_table
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS_FOLDER = ROOT / "docs" / "results"
@@ -45,7 +46,11 @@ def selection_table(results: dict[str, Any]) -> str:
     return "\n".join([*_markdown(list(heads), body), "", f"{where} Command: `{results['command']}`."])
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"llava-tiny": accuracy_table, "selection-cpu": selection_table}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "llava-tiny": accuracy_table,
+    "qwen-tiny": qwen_table,
+    "selection-cpu": selection_table,
+}
 
 
 def rendered(text: str, name: str, results: dict[str, Any]) -> str:
@@ -58,10 +63,12 @@ def rendered(text: str, name: str, results: dict[str, Any]) -> str:
 
 
 def readme_with_results() -> str:
-    """README.md with every table brought up to date."""
+    """README.md with the table of every results file that there is brought up to date."""
     text = README.read_text()
     for name in TABLES:
-        text = rendered(text, name, json.loads((RESULTS_FOLDER / f"{name}.json").read_text()))
+        path = RESULTS_FOLDER / f"{name}.json"
+        if path.is_file():
+            text = rendered(text, name, json.loads(path.read_text()))
     return text
 
 
