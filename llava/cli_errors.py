@@ -1,39 +1,5 @@
-"""One clear line for every mistake a user can make on a command line."""
+"""One clear line for every mistake a user can make on a command line: the same for all of this project's commands."""
 
-from __future__ import annotations
+from dart.cli.errors import INTERRUPTED, USAGE_ERROR, UserError, exits_cleanly, one_line
 
-import functools
-import sys
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
-
-P = ParamSpec("P")
-R = TypeVar("R")
-USAGE_ERROR = 2
-INTERRUPTED = 130
-
-
-class UserError(Exception):
-    """Bad input: the message names the input, what was expected and what to do."""
-
-
-def one_line(error: BaseException) -> str:
-    """The error's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a command's `main`: bad input prints `error: ...` and exits with code 2, Ctrl-C exits with code 130."""
-
-    @functools.wraps(main)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return main(*args, **kwargs)
-        except (UserError, ValueError, FileNotFoundError) as error:
-            print(f"error: {one_line(error)}", file=sys.stderr)
-            raise SystemExit(USAGE_ERROR) from None
-        except KeyboardInterrupt:
-            print("interrupted; run the same command again to resume", file=sys.stderr)
-            raise SystemExit(INTERRUPTED) from None
-
-    return wrapper
+__all__ = ["INTERRUPTED", "USAGE_ERROR", "UserError", "exits_cleanly", "one_line"]

@@ -1,0 +1,1 @@
+"""`python -m dart`: one question about pictures or videos, answered with and without DART."""

@@ -1,0 +1,129 @@
+"""One answer, timed: the first token (vision tower and prefill) apart from those that follow (decoding)."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers.cache_utils import Cache
+
+import dart
+from dart.cli.readers import Prompt
+from dart.families import adapter_for
+
+GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """ids: the new tokens; prefill_s: seconds to the first of them, decode_s: for all the others.
+
+    cache_bytes, cache_tokens: of the KV cache when the prefill is done; the tokens layer by layer. kept: the kept
+    visual tokens' numbers, 0 = the prompt's first visual token (all of them without DART). report: DART's, or None.
+    """
+
+    ids: list[int]
+    prefill_s: float
+    decode_s: float
+    cache_bytes: int
+    cache_tokens: list[int]
+    visual: int
+    kept: list[int]
+    report: dart.PruneReport | None
+
+    @property
+    def decode_ms_per_token(self) -> float | None:
+        """None for an answer of one token."""
+        return 1000 * self.decode_s / (len(self.ids) - 1) if len(self.ids) > 1 else None
+
+
+class _FirstToken(StoppingCriteria):
+    """Stops nothing: notes the time and the size of the cache when the first token is there."""
+
+    def __init__(self, cache: Cache, device: torch.device):
+        self.cache, self.device = cache, device
+        self.at: float | None = None
+        self.bytes, self.tokens = 0, [0]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
+        if self.at is None:
+            self.at = now(self.device)
+            self.bytes, self.tokens = cache_size(self.cache)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def now(device: torch.device) -> float:
+    """Seconds; what was sent to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def cache_size(cache: Any) -> tuple[int, list[int]]:
+    """(bytes of all key and value tensors, tokens of each layer)."""
+    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    return sum(t.numel() * t.element_size() for t in tensors), [layer.keys.shape[-2] for layer in cache.layers]
+
+
+def visual_positions(model: Any) -> tuple[Any, list[int]]:
+    """A hook handle that fills the list with the positions of the first row's visual tokens at the next prefill."""
+    adapter = adapter_for(model)
+    found: list[int] = []
+
+    def look(module: Any, args: tuple, kwargs: dict) -> None:
+        spans = adapter.visual_span_ids(model, kwargs)
+        if spans is not None and not found:
+            found.extend(spans[0].nonzero().flatten().tolist())
+
+    return adapter.entry(model).register_forward_pre_hook(look, with_kwargs=True), found
+
+
+def answer(model: Any, prompt: Prompt, config: dart.DartConfig | None, max_new_tokens: int) -> Answer:
+    """Greedy decoding of one prompt, with DART where there is a config."""
+    device = model.device
+    cache = DynamicCache(config=adapter_for(model).decoder(model).config)
+    first = _FirstToken(cache, device)
+    look, positions = visual_positions(model)
+    with contextlib.ExitStack() as stack:
+        stack.callback(look.remove)
+        handle = stack.enter_context(dart.prune(model, config)) if config is not None else None
+        began = now(device)
+        ids = model.generate(
+            **_placed(prompt.inputs, model),
+            past_key_values=cache,
+            max_new_tokens=max_new_tokens,
+            stopping_criteria=StoppingCriteriaList([first]),
+            **GREEDY,
+        )
+        ended = now(device)
+    report = None if handle is None else handle.last
+    number = {position: k for k, position in enumerate(positions)}
+    kept = list(number.values()) if report is None else [number[p] for p in report.kept[0].tolist()]
+    at = ended if first.at is None else first.at
+    return Answer(
+        ids=ids[0, prompt.skip :].tolist(),
+        prefill_s=at - began,
+        decode_s=ended - at,
+        cache_bytes=first.bytes,
+        cache_tokens=first.tokens,
+        visual=len(positions),
+        kept=kept,
+        report=report,
+    )
+
+
+def _placed(inputs: dict[str, Any], model: Any) -> dict[str, Any]:
+    """On the model's device, pixels in its dtype."""
+
+    def place(value: Any) -> Any:
+        if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
+            return [place(each) for each in value]
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(model.device, model.dtype if value.is_floating_point() else None)
+
+    return {name: place(value) for name, value in inputs.items()}
