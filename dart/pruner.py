@@ -28,6 +28,7 @@ from dart.selection import select_row
 
 logger = logging.getLogger(__name__)
 ATTACHED = "_dart_handle"
+NORM_BLOCK = 4096  # tokens
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class PruneHandle:
         rows = None
         if self.spans is not None and length > 1:
             keys = self._keys(cache, past, length)
-            rows = self.choose_rows(self.spans.cpu().numpy(), self.decoder.norm(hidden), keys, past)
+            rows = self.choose_rows(self.spans.cpu().numpy(), norm_in_blocks(self.decoder.norm, hidden), keys, past)
         self.spans = self._scratch = None
         state = self.states.of(cache, past, hidden.shape[0])
         if rows is None and state is None:
@@ -272,6 +273,16 @@ class PruneHandle:
             # transformers reads gaps in position_ids as several packed sequences; flash attention needs none of them.
             replace["position_ids"] = None if self._flash else gather_tokens(kwargs["position_ids"], rows, -1)
         return replace
+
+
+def norm_in_blocks(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """`norm(hidden)` [B, S, D]; its temporaries, in float32 and several at once, are those of one block of tokens."""
+    if hidden.shape[1] <= NORM_BLOCK:
+        return norm(hidden)
+    out = torch.empty_like(hidden)
+    for start in range(0, hidden.shape[1], NORM_BLOCK):
+        out[:, start : start + NORM_BLOCK] = norm(hidden[:, start : start + NORM_BLOCK])
+    return out
 
 
 def _visible_to_last(mask: torch.Tensor) -> torch.Tensor:

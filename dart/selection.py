@@ -94,7 +94,9 @@ def select_row(
             count, images, takes = counts.plan(positions.size, budget)
         pool_visual, pool_text = torch.from_numpy(positions).to(device), torch.from_numpy(text).to(device)
         if count < positions.size:
-            pool_visual = strategy(Pool(hidden, keys, pool_visual, pool_text, count, images, takes, forced), config)
+            rows = slice(int(positions[0]), int(positions[-1]) + 1)
+            pool = Pool(hidden, keys, pool_visual, pool_text, count, images, takes, forced, rows)
+            pool_visual = strategy(pool, config)
         kept.append(pool_visual)
     return torch.cat(kept).sort().values
 
@@ -115,10 +117,10 @@ def _forced(pivots: Sequence[int], visual: np.ndarray, positions: np.ndarray, te
 def _pools(visual: np.ndarray, spans: np.ndarray, config: DartConfig) -> list[tuple[np.ndarray, float]]:
     """(positions, budget) of every pool: one a span in proportion to its tokens, or one in all."""
     budget = config.budget(visual.size)
-    names = np.unique(spans[visual])
-    if config.scope == "joint" or names.size == 1:
+    order = np.argsort(spans[visual], kind="stable")
+    groups = np.split(visual[order], np.flatnonzero(np.diff(spans[visual][order])) + 1)
+    if config.scope == "joint" or len(groups) == 1:
         return [(visual, budget)]
-    groups = [visual[spans[visual] == name] for name in names]
     shares = [budget * group.size / visual.size for group in groups]
     if config.reduction_ratio is None and isinstance(config.keep, int):
         # Largest remainder, so that whole-token budgets add up to the one asked for.

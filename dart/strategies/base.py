@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -19,6 +19,7 @@ class Pool:
     visual: LongTensor [N], ascending positions; text: LongTensor [M], positions of the text after the picture.
     kept: tokens to keep (< N); image_pivots: pivots among the visual tokens; takes: tokens each visited pivot takes.
     forced: pivots in visiting order, or None.
+    rows: the part of the sample that the visual tokens lie in; of many pictures each costs no more than its own.
     """
 
     hidden: torch.Tensor
@@ -29,6 +30,12 @@ class Pool:
     image_pivots: int
     takes: list[int]
     forced: list[int] | None = None
+    rows: slice = field(default_factory=lambda: slice(None))
+
+    @property
+    def first_row(self) -> int:
+        """The position that `rows` begins at."""
+        return self.rows.start or 0
 
 
 class Strategy(Protocol):

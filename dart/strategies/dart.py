@@ -13,11 +13,6 @@ CPU_BLOCK_ROWS = 512
 NORM_PIECES = 8
 
 
-def largest(values: torch.Tensor, positions: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices into `positions` [N] of the `count` largest of `values` [S] there, falling."""
-    return values.index_select(0, positions).topk(count).indices
-
-
 def visiting_order(pivots: torch.Tensor, order: str) -> torch.Tensor:
     """`norm`: as given. `original`: as CPython iterates a set of these ints (one host read of a few numbers)."""
     if order == "norm":
@@ -25,18 +20,18 @@ def visiting_order(pivots: torch.Tensor, order: str) -> torch.Tensor:
     return torch.tensor(list(set(pivots.cpu().numpy().tolist())), dtype=torch.long).to(pivots.device)
 
 
-def similarities(hidden: torch.Tensor, pivots: torch.Tensor, visual: torch.Tensor, faithful: bool) -> torch.Tensor:
-    """Cosine similarity [P, N] of every pivot to every visual token.
+def similarities(pivots: torch.Tensor, hidden: torch.Tensor, visual: torch.Tensor, faithful: bool) -> torch.Tensor:
+    """Cosine similarity [P, N] of every pivot [P, D] to every visual token (LongTensor [N] of rows of `hidden` [S, D]).
 
     One matrix product of the normalised rows. `faithful` rounds step by step in the model's own half precision, as the
     research code does: with thousands of near ties there, only the same rounding gives the same tokens.
     """
     if faithful and hidden.dtype != torch.float32:
-        chosen = normalize(hidden.index_select(0, pivots), dim=-1, eps=COSINE_EPS)
+        chosen = normalize(pivots, dim=-1, eps=COSINE_EPS)
         parts = (normalize(part, dim=-1, eps=COSINE_EPS) for part in _row_blocks(hidden))
         products = torch.cat([torch.stack([(row * part).sum(-1) for row in chosen]) for part in parts], 1)
         return products.index_select(-1, visual)
-    chosen = normalize(hidden.index_select(0, pivots).float(), dim=-1, eps=COSINE_EPS)
+    chosen = normalize(pivots.float(), dim=-1, eps=COSINE_EPS)
     # All of `hidden` is multiplied where it lies: picking the visual rows first would copy the largest operand. It
     # stays in half precision; the product accumulates in float32, and the norms divide afterwards.
     products = (chosen.to(hidden.dtype) @ hidden.T).float() / _row_norms(hidden).clamp_min(COSINE_EPS)
@@ -74,13 +69,14 @@ class Dart:
             pivots = torch.tensor(pool.forced, dtype=torch.long, device=visual.device)
             own = torch.isin(visual, pivots).int().topk(pool.image_pivots).indices
         else:
-            norms = key_norms(pool.keys)
-            own = largest(norms, visual, pool.image_pivots)
-            texts = largest(norms, pool.text, len(pool.takes) - pool.image_pivots)
+            norms = key_norms(pool.keys[:, pool.rows]).index_select(0, visual - pool.first_row)
+            own = norms.topk(pool.image_pivots).indices
+            texts = key_norms(pool.keys.index_select(1, pool.text)).topk(len(pool.takes) - pool.image_pivots).indices
             pivots = visiting_order(torch.cat([visual[own], pool.text[texts]]), config.pivot_order)
         kept = [visual[own]]
         left = visual[_rest(visual.numel(), own)]
-        scores = similarities(pool.hidden, pivots, left, faithful=config.pivot_order == "original")
+        chosen, rows = pool.hidden.index_select(0, pivots), pool.hidden[pool.rows]
+        scores = similarities(chosen, rows, left - pool.first_row, faithful=config.pivot_order == "original")
         for row, take in enumerate(pool.takes):
             # Ties are torch.topk's over the tokens that are left, in ascending order, as in the research code.
             picks = scores[row].neg().topk(take).indices

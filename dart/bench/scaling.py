@@ -1,0 +1,130 @@
+"""Selection over up to 100,000 visual tokens (videos, many pictures): `python -m dart.bench.scaling`.
+
+Time and peak memory of what the pruner does in front of layer K (the final norm, and the selection) at the width of
+Qwen2.5-VL-7B, in one pool and in spans of 1,024 tokens; a straight line is fitted to the times. JSON last line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+import dart
+from dart.bench._report import provenance, write_json
+from dart.bench.ceilings import seconds_of
+from dart.bench.phases import peak_bytes
+from dart.bench.plot import Curve, line_chart
+from dart.pruner import norm_in_blocks
+from dart.selection import select_row
+
+WIDTH, KV_HEADS, HEAD_DIM = 3584, 4, 128
+TEXT, SPAN = 35, 1024
+TOKENS = (1000, 2880, 5000, 10000, 20000, 40000, 60000, 80000, 100000)
+SCOPES = {"joint": "one pool", "span": f"spans of {SPAN}"}
+USAGE_ERROR = 2
+
+
+def inputs(visual: int, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Random hidden states [1, S, D], keys [H, S, h] and span numbers [S] of a prompt with `visual` visual tokens."""
+    length = visual + 2 * TEXT
+    generator = torch.Generator(device).manual_seed(0)
+    made: dict[str, Any] = {"generator": generator, "device": device, "dtype": dtype}
+    hidden, keys = torch.randn(1, length, WIDTH, **made), torch.randn(KV_HEADS, length, HEAD_DIM, **made)
+    spans = np.zeros(length, dtype=np.int64)
+    spans[TEXT : TEXT + visual] = np.arange(visual) // SPAN + 1
+    return hidden, keys, spans
+
+
+def measure(visual: int, scope: str, keep: float, device: torch.device, dtype: torch.dtype, repeats: int) -> dict:
+    """Milliseconds, and bytes beyond those of the operands."""
+    hidden, keys, spans = inputs(visual, device, dtype)
+    norm = LlamaRMSNorm(WIDTH).to(device, dtype)
+    config = dart.DartConfig(keep=keep, scope=scope)
+
+    @torch.inference_mode()
+    def work() -> torch.Tensor:
+        return select_row(norm_in_blocks(norm, hidden)[0], keys, spans, None, config)
+
+    return {
+        "scope": scope,
+        "visual": visual,
+        "kept": work().numel(),
+        "ms": round(1000 * seconds_of(work, device, repeats), 3),
+        "peak_bytes": peak_bytes(work, device),
+        "operand_bytes": sum(each.numel() * each.element_size() for each in (hidden, keys)),
+    }
+
+
+def line_through(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Least squares ms = offset + slope * visual, the slope in microseconds a token, and R^2."""
+    x, y = [float(row["visual"]) for row in rows], [float(row["ms"]) for row in rows]
+    slope, offset = statistics.linear_regression(x, y)
+    return {
+        "us_a_token": round(1000 * slope, 4),
+        "offset_ms": round(offset, 3),
+        "r2": round(statistics.correlation(x, y) ** 2, 4),
+    }
+
+
+def parser_() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", default=",".join(map(str, TOKENS)), help="visual tokens, two numbers or more")
+    parser.add_argument("--keep", type=float, default=0.111, help="the share to keep")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16")
+    parser.add_argument("--device", help="default: CUDA where there is one")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out")
+    parser.add_argument("--plot", help="a PNG file: time over visual tokens")
+    return parser
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Raises ValueError for arguments that make no line."""
+    tokens = [int(part) for part in args.tokens.split(",")]
+    if len(set(tokens)) < 2 or min(tokens) < SPAN // 8 or args.repeats < 1:
+        raise ValueError(
+            f"--tokens needs two or more different numbers from {SPAN // 8} on, and --repeats 1 or more; "
+            f"got {args.tokens} and {args.repeats}"
+        )
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    one = partial(measure, keep=args.keep, device=device, dtype=getattr(torch, args.dtype), repeats=args.repeats)
+    rows = []
+    for scope in SCOPES:
+        for visual in tokens:
+            rows.append(one(visual, scope))
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    lines = {scope: line_through([row for row in rows if row["scope"] == scope]) for scope in SCOPES}
+    shape = {"width": WIDTH, "kv_heads": KV_HEADS, "head_dim": HEAD_DIM, "dtype": args.dtype, "keep": args.keep}
+    return {**provenance(), "shape": shape, "rows": rows, "lines": lines}
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser_().parse_args(argv)
+    try:
+        result = run(args)
+        if args.plot:
+            curves = [
+                Curve(name, [(row["visual"], row["ms"]) for row in result["rows"] if row["scope"] == scope])
+                for scope, name in SCOPES.items()
+            ]
+            line_chart(Path(args.plot), "selection, Qwen2.5-VL-7B width", "visual tokens", "milliseconds", curves)
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return USAGE_ERROR
+    if args.out:
+        write_json(Path(args.out), result)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
