@@ -17,13 +17,16 @@ from transformers import (
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextProcessor,
+    LlavaProcessor,
     MistralConfig,
     Qwen2Config,
 )
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from llava.cli_errors import UserError, exits_cleanly
 from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import get_template
 from llava.model.anyres import parse_pinpoints
 from llava.model.builder import load_pretrained_model
 
@@ -33,6 +36,14 @@ TEXT_CONFIGS: dict[str, Any] = {
     "llava_mistral": MistralConfig,
     "llava_qwen": Qwen2Config,
 }
+CHAT = (
+    "{%% for message in messages %%}{%% if loop.first %%}%s {%% endif %%}"
+    "{%% if message['role'] == 'user' %%}USER: "
+    "{%% for part in message['content'] if part['type'] == 'image' %%}<image>\n{%% endfor %%}"
+    "{%% for part in message['content'] if part['type'] == 'text' %%}{{ part['text'] }}{%% endfor %%} "
+    "{%% else %%}ASSISTANT: {{ message['content'][0]['text'] }}</s>{%% endif %%}{%% endfor %%}"
+    "{%% if add_generation_prompt %%}ASSISTANT:{%% endif %%}"
+)
 
 
 def is_next(config: Any) -> bool:
@@ -65,21 +76,32 @@ def convert_config(config: Any, image_token_id: int) -> LlavaConfig | LlavaNextC
     return LlavaNextConfig(image_grid_pinpoints=pinpoints, **common)
 
 
-def convert_processor(tokenizer: Any, processor: Any, config: LlavaNextConfig) -> LlavaNextProcessor:
-    """Text and pictures together, in tiles; `tokenizer` knows the placeholder already."""
-    images = LlavaNextImageProcessorPil(
-        size=processor.size,
-        crop_size=processor.crop_size,
-        image_mean=processor.image_mean,
-        image_std=processor.image_std,
-        image_grid_pinpoints=config.image_grid_pinpoints,
-    )
-    strategy = config.vision_feature_select_strategy
-    return LlavaNextProcessor(
+def chat_template(tokenizer: Any, model_type: str) -> str | None:
+    """The tokenizer's own; else, for LLaVA on Llama, that of `vicuna_v1`."""
+    if tokenizer.chat_template is not None or model_type != "llava_llama":
+        return tokenizer.chat_template
+    return CHAT % get_template("vicuna_v1").system
+
+
+def convert_processor(
+    tokenizer: Any, processor: Any, config: LlavaConfig | LlavaNextConfig, original: Any
+) -> LlavaProcessor | LlavaNextProcessor:
+    """Text and pictures together; `tokenizer` knows the placeholder already. original: the unconverted config."""
+    settings = {name: getattr(processor, name) for name in ("size", "crop_size", "image_mean", "image_std")}
+    kind: Any
+    if is_next(original):
+        kind = LlavaNextProcessor
+        images: Any = LlavaNextImageProcessorPil(image_grid_pinpoints=config.image_grid_pinpoints, **settings)
+    else:
+        kind = LlavaProcessor
+        padded = getattr(original, "image_aspect_ratio", None) == "pad"
+        images = LlavaImageProcessorPil(do_pad=padded, **settings)
+    return kind(
         images,
         tokenizer,
         patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=strategy,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        chat_template=chat_template(tokenizer, original.model_type),
         image_token=DEFAULT_IMAGE_TOKEN,
         num_additional_image_tokens=1,  # CLIP's class token
     )
@@ -127,11 +149,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"the tokenizer of {args.model_path} did not take the token {DEFAULT_IMAGE_TOKEN}")
     converted = convert_model(model, image_token_id)
     converted.save_pretrained(args.output)
-    if is_next(model.config):
-        convert_processor(tokenizer, processor, converted.config).save_pretrained(args.output)
-    else:
-        tokenizer.save_pretrained(args.output)
-        processor.save_pretrained(args.output)
+    convert_processor(tokenizer, processor, converted.config, model.config).save_pretrained(args.output)
     print(f"wrote {args.output}: load it with transformers' {type(converted).__name__}")
 
 

@@ -69,28 +69,13 @@ def cache_size(cache: Any) -> tuple[int, list[int]]:
     return sum(t.numel() * t.element_size() for t in tensors), [layer.keys.shape[-2] for layer in cache.layers]
 
 
-def visual_positions(model: Any) -> tuple[Any, list[int]]:
-    """A hook handle that fills the list with the positions of the first row's visual tokens at the next prefill."""
-    adapter = adapter_for(model)
-    found: list[int] = []
-
-    def look(module: Any, args: tuple, kwargs: dict) -> None:
-        spans = adapter.visual_span_ids(model, kwargs)
-        if spans is not None and not found:
-            found.extend(spans[0].nonzero().flatten().tolist())
-
-    return adapter.entry(model).register_forward_pre_hook(look, with_kwargs=True), found
-
-
 def answer(model: Any, prompt: Prompt, config: dart.DartConfig | None, max_new_tokens: int) -> Answer:
     """Greedy decoding of one prompt, with DART where there is a config."""
     device = model.device
     cache = DynamicCache(config=adapter_for(model).decoder(model).config)
     first = _FirstToken(cache, device)
-    look, positions = visual_positions(model)
-    with contextlib.ExitStack() as stack:
-        stack.callback(look.remove)
-        handle = stack.enter_context(dart.prune(model, config)) if config is not None else None
+    handle = None if config is None else dart.prune(model, config)
+    with handle or contextlib.nullcontext():
         began = now(device)
         ids = model.generate(
             **_placed(prompt.inputs, model),
@@ -101,7 +86,7 @@ def answer(model: Any, prompt: Prompt, config: dart.DartConfig | None, max_new_t
         )
         ended = now(device)
     report = None if handle is None else handle.last
-    number = {position: k for k, position in enumerate(positions)}
+    number = {position: k for k, position in enumerate(prompt.positions)}
     kept = list(number.values()) if report is None else [number[p] for p in report.kept[0].tolist()]
     at = ended if first.at is None else first.at
     return Answer(
@@ -110,7 +95,7 @@ def answer(model: Any, prompt: Prompt, config: dart.DartConfig | None, max_new_t
         decode_s=ended - at,
         cache_bytes=first.bytes,
         cache_tokens=first.tokens,
-        visual=len(positions),
+        visual=len(number),
         kept=kept,
         report=report,
     )

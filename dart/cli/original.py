@@ -14,6 +14,7 @@ from dart.cli.media import Video
 from dart.cli.readers import Prompt, middle_square, padded_square
 from dart.cli.tiles import tile_cells
 from dart.viz import NEWLINE, View
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.eval.prompts import build_prompt, collate, encode
 from llava.model.anyres import parse_pinpoints, select_best_resolution, unpad
 from llava.model.builder import load_pretrained_model
@@ -45,8 +46,10 @@ class OriginalLlava:
             "images": batch.images,
             "image_sizes": batch.sizes,
         }
-        views = [view for k, image in enumerate(images, 1) for view in self._views(image, k)]
-        return Prompt(inputs, views, 0)
+        views = [self._views(image, k) for k, image in enumerate(images, 1)]
+        counts = [sum(len(view.cells) for view in each) for each in views]
+        positions = _positions(batch.ids[0].tolist(), counts)
+        return Prompt(inputs, [view for each in views for view in each], positions, 0)
 
     def _views(self, image: Image.Image, number: int) -> list[View]:
         mode = getattr(self.model.config, "image_aspect_ratio", None)
@@ -70,3 +73,15 @@ class OriginalLlava:
         _, rows, columns = unpad(torch.empty(1, rows, columns), image.size).shape
         overview = View([f"image {number}, overview"], [image], (self.side, self.side), range(self.side**2))
         return [overview, View([f"image {number}, tiles"], [image], (rows, columns), tile_cells(rows, columns))]
+
+
+def _positions(ids: list[int], counts: list[int]) -> list[int]:
+    """Where the visual tokens are once every placeholder is replaced by its picture's `counts`."""
+    positions: list[int] = []
+    length, rest = 0, iter(counts)
+    for token in ids:
+        count = next(rest) if token == IMAGE_TOKEN_INDEX else 1
+        if token == IMAGE_TOKEN_INDEX:
+            positions += range(length, length + count)
+        length += count
+    return positions

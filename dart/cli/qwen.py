@@ -14,7 +14,7 @@ from dart.cli.media import Video
 from dart.cli.readers import Reader, Tensors, Visual
 from dart.viz import View
 
-VIDEO_FILES = ("video_preprocessor_config.json", "preprocessor_config.json")
+VIDEO_FILES = ("video_preprocessor_config.json", "processor_config.json", "preprocessor_config.json")
 CHANNELS = 3
 
 
@@ -64,6 +64,7 @@ class Qwen2(Reader):
         for name in VIDEO_FILES:
             if (self.folder / name).is_file():
                 given = json.loads((self.folder / name).read_text(encoding="utf-8"))
+                given = given.get("video_processor", given)
                 size = given.get("size") or {}
                 limits: dict[str, Any] = {
                     "shortest_edge": given.get("min_pixels") or size.get("shortest_edge"),

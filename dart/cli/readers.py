@@ -28,13 +28,14 @@ TEMPLATES = ("chat_template.json", "processor_config.json")  # older checkpoints
 
 @dataclass(frozen=True)
 class Prompt:
-    """inputs: keyword arguments of `generate`; views: what the visual tokens show, in the order of the prompt.
+    """inputs: keyword arguments of `generate`; skip: how many tokens in front of the answer it returns.
 
-    skip: how many tokens in front of the answer `generate` returns.
+    positions: of the visual tokens, in the sequence that the decoder is given; views: what they show, in this order.
     """
 
     inputs: dict[str, Any]
     views: list[View]
+    positions: list[int]
     skip: int
 
 
@@ -91,7 +92,9 @@ class Reader:
         ids = self.tokenizer(text, return_tensors="pt", add_special_tokens=not (start and text.startswith(start)))
         inputs = {"input_ids": ids.input_ids, "attention_mask": ids.attention_mask, **tensors}
         views = [view for visual in visuals for view in visual.views]
-        return Prompt(self.finish(inputs), views, ids.input_ids.shape[1])
+        visual_ids = [self.config.image_token_id] + ([self.config.video_token_id] if self.has_videos else [])
+        positions = torch.isin(ids.input_ids[0], torch.tensor(visual_ids)).nonzero().flatten().tolist()
+        return Prompt(self.finish(inputs), views, positions, ids.input_ids.shape[1])
 
     def images(self, images: Sequence[Image.Image]) -> tuple[Tensors, list[Visual]]:
         raise NotImplementedError
