@@ -8,7 +8,15 @@ STAMP := $(VENV)/.installed
 LMMS := .venv-lmms
 LMMS_STAMP := $(LMMS)/.installed
 
-.PHONY: setup setup-lmms demo test test-lmms check bench
+# The oldest transformers that pyproject.toml declares. OLDEST_TORCH=torch==2.11.0 where the index has it for the machine.
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.installed
+OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+OLDEST_TORCH ?= $(TORCH)
+OLDEST_TESTS := $(addprefix tests/test_,dart_command.py llava_golden.py llava_model.py llava_next.py llava_next_golden.py \
+	more_families.py pruner*.py qwen.py qwen_golden.py qwen_switch.py)
+
+.PHONY: setup setup-lmms demo test test-lmms test-oldest check bench
 
 setup: $(STAMP)
 
@@ -34,6 +42,15 @@ test: setup
 
 test-lmms: setup-lmms
 	$(LMMS)/bin/python -m pytest tests/test_lmms_*.py
+
+test-oldest: $(OLDEST_STAMP)
+	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS)
+
+$(OLDEST_STAMP): pyproject.toml
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet "$(OLDEST_TORCH)"
+	$(OLDEST)/bin/pip install --quiet "transformers==$(OLDEST_TRANSFORMERS)" -e ".[dev]"
+	touch $(OLDEST_STAMP)
 
 check: setup
 	$(VENV)/bin/ruff check .
