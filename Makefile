@@ -41,7 +41,7 @@ test: setup
 	$(VENV)/bin/python -m pytest
 
 test-lmms: setup-lmms
-	$(LMMS)/bin/python -m pytest tests/test_lmms_*.py
+	$(LMMS)/bin/python -m pytest -p lmms_eval_dart.testing tests/test_lmms_*.py
 
 test-oldest: $(OLDEST_STAMP)
 	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS)

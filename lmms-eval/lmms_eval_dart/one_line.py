@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from tqdm import tqdm
+
 from llava.cli_errors import USAGE_ERROR, UserError, one_line
 
 P = ParamSpec("P")
@@ -21,7 +23,7 @@ def ends_in_one_line(method: Callable[P, R]) -> Callable[P, R]:
         try:
             return method(*args, **kwargs)
         except UserError as error:
-            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+            tqdm.write(f"error: {one_line(error)}", file=sys.stderr)  # below a progress bar, not within it
             raise SystemExit(USAGE_ERROR) from error
 
     return wrapper
