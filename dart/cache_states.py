@@ -15,15 +15,30 @@ from dart.masks import PADDING
 
 @dataclass
 class Kept:
-    """columns: LongTensor [B, m], the unpruned position of each slot of the shortened layers; full: unpruned length.
+    """What the slots of the shortened layers hold, after a forward that was pruned or behind one.
 
+    slots: LongTensor [B, m], the unpruned position of each slot that the last pruned forward left; full: unpruned
+    length; tail: how many tokens came since, of which nothing was dropped.
     last_position: at K = 0, the position that the first sample's last token has for the rotary embedding (a scalar).
     """
 
-    columns: torch.Tensor
+    slots: torch.Tensor
     full: int
     padded: bool
+    tail: int = 0
     last_position: torch.Tensor | None = None
+
+    @property
+    def columns(self) -> torch.Tensor:
+        """LongTensor [B, m + tail]: the unpruned position of each slot."""
+        if self.tail == 0:
+            return self.slots
+        tail = torch.arange(self.full - self.tail, self.full, device=self.slots.device)
+        return torch.cat([self.slots, tail.expand(len(self.slots), -1)], 1)
+
+    def followed_by(self, tokens: int) -> Kept:
+        """With `tokens` more, all of which stay; no tensor is touched."""
+        return Kept(self.slots, self.full + tokens, self.padded, self.tail + tokens)
 
 
 class CacheStates:
@@ -41,13 +56,17 @@ class CacheStates:
         state = self.find(cache)
         if cache is None or state is None:
             return None
-        if state.full != past:  # the cache was reset, cropped or filled anew
-            if past == 0:
-                del self._states[cache]
-                return None
-            state = Kept(state.columns[:, (state.columns < past).any(0)], past, state.padded)
-        if state.columns.shape[0] != size:
-            state = Kept(state.columns.repeat_interleave(size // state.columns.shape[0], 0), state.full, state.padded)
+        if past == 0:  # the cache was reset or filled anew
+            del self._states[cache]
+            return None
+        if past > state.full:  # steps that did not look: see `dart.static_cache`
+            state = state.followed_by(past - state.full)
+        elif past < state.full:  # the cache was cropped
+            columns = state.columns
+            state = Kept(columns[:, (columns < past).any(0)], past, state.padded)
+        if len(state.slots) != size:
+            repeated = state.slots.repeat_interleave(size // len(state.slots), 0)
+            state = Kept(repeated, state.full, state.padded, state.tail)
         return state
 
     def advance(
@@ -61,6 +80,11 @@ class CacheStates:
     ) -> Kept:
         """The state with this forward's tokens (`hidden` [B, S, D], of which `rows` [B, n] stay) appended."""
         size, length = hidden.shape[:2]
+        if state is not None and rows is None:
+            after = state.followed_by(length)
+            if cache is not None:
+                self._states[cache] = after
+            return after
         new = torch.arange(length, device=hidden.device).expand(size, -1) if rows is None else rows
         new = torch.where(new < 0, new, new + past)
         old = torch.arange(past, device=hidden.device).expand(size, -1) if state is None else state.columns

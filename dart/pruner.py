@@ -25,6 +25,7 @@ from dart.embeddings import prune_embeddings
 from dart.families import adapter_for
 from dart.masks import PADDING, gather_mask, gather_tokens
 from dart.selection import select_row
+from dart.static_cache import fit, forget_open, is_static, remember_open, step_mask, visible_to_last
 
 logger = logging.getLogger(__name__)
 ATTACHED = "_dart_handle"
@@ -149,9 +150,10 @@ class PruneHandle:
             )
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        bound = inspect.signature(module.forward).bind_partial(*args, **kwargs)
-        arguments = dict(bound.arguments)
-        arguments |= arguments.pop("kwargs", {})
+        arguments = kwargs
+        if args:
+            arguments = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
+            arguments |= arguments.pop("kwargs", {})
         self.spans = self.adapter.visual_span_ids(self.model, arguments)
         self.positions_given = arguments.get("position_ids") is not None
         self._step = self._valid = self._scratch = None
@@ -160,7 +162,7 @@ class PruneHandle:
     def _enter_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         mask = kwargs.get("attention_mask")
         if isinstance(mask, torch.Tensor):
-            self._valid = mask.bool() if mask.ndim == 2 else _visible_to_last(mask)
+            self._valid = mask.bool() if mask.ndim == 2 else visible_to_last(mask)
         self._steps.enter(module, kwargs)
         if self.config.layer == 0:
             return args, prune_embeddings(self, kwargs)
@@ -177,6 +179,11 @@ class PruneHandle:
         hidden = args[0] if args else kwargs["hidden_states"]
         cache = kwargs.get("past_key_values")
         length = hidden.shape[1]
+        if self.spans is None and length == 1 and is_static(cache):
+            mask = step_mask(cache, self.config.layer, kwargs.get("attention_mask"), hidden.shape[0])
+            if mask is not None:
+                self._step = _Step(None, {"attention_mask": mask})
+                return args, {**kwargs, "attention_mask": mask}
         past = 0 if cache is None else int(cache.get_seq_length(0)) - length
         rows = None
         if self.spans is not None and length > 1:
@@ -184,6 +191,9 @@ class PruneHandle:
             rows = self.choose_rows(self.spans.cpu().numpy(), norm_in_blocks(self.decoder.norm, hidden), keys, past)
         self.spans = self._scratch = None
         state = self.states.of(cache, past, hidden.shape[0])
+        if past == 0 and is_static(cache):
+            forget_open(cache, self.config.layer)
+            fit(cache, self.config.layer, 0 if rows is None else length - rows.shape[1])
         if rows is None and state is None:
             return None
         self._step = self._make_step(rows, state, cache, past, hidden, kwargs)
@@ -251,19 +261,35 @@ class PruneHandle:
         hidden: torch.Tensor,
         kwargs: dict,
     ) -> _Step:
-        length = hidden.shape[1]
         after = self.states.advance(cache, state, rows, past, hidden, self.ragged)
-        queries = rows if rows is not None else torch.arange(length, device=hidden.device).expand(hidden.shape[0], -1)
-        columns = with_free_slots(after.columns, cache, self.config.layer)
-        mask = kwargs.get("attention_mask")
-        if mask is None and after.padded and self._flash:
-            mask = (columns >= 0).long()
-        else:
-            mask = gather_mask(mask, queries, columns, past, after.padded, self._valid)
-        replace: dict[str, Any] = {"attention_mask": mask}
+        replace: dict[str, Any] = {"attention_mask": self._shorter_mask(rows, after, cache, past, hidden, kwargs)}
         if rows is not None:
             replace |= self._gather_positions(rows, kwargs)
         return _Step(rows, replace)
+
+    def _shorter_mask(
+        self,
+        rows: torch.Tensor | None,
+        after: Kept,
+        cache: Cache | None,
+        past: int,
+        hidden: torch.Tensor,
+        kwargs: dict,
+    ) -> Any:
+        mask, layer = kwargs.get("attention_mask"), self.config.layer
+        if mask is None and not after.padded and not is_static(cache):
+            return None
+        size, length = hidden.shape[:2]
+        columns = after.columns
+        filled = columns.shape[1]
+        columns = with_free_slots(columns, cache, layer)
+        if mask is None and after.padded and self._flash:
+            return (columns >= 0).long()
+        queries = rows if rows is not None else torch.arange(length, device=hidden.device).expand(size, -1)
+        mask = gather_mask(mask, queries, columns, past, after.padded, self._valid)
+        if is_static(cache):
+            remember_open(cache, layer, mask, columns, filled)
+        return mask
 
     def _gather_positions(self, rows: torch.Tensor, kwargs: dict) -> dict[str, Any]:
         replace: dict[str, Any] = {}
@@ -283,12 +309,6 @@ def norm_in_blocks(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
     for start in range(0, hidden.shape[1], NORM_BLOCK):
         out[:, start : start + NORM_BLOCK] = norm(hidden[:, start : start + NORM_BLOCK])
     return out
-
-
-def _visible_to_last(mask: torch.Tensor) -> torch.Tensor:
-    """bool [B, KV]: the positions that the last query of a prepared 4-D mask sees."""
-    last = mask[:, 0, -1]
-    return last if last.dtype == torch.bool else last == 0
 
 
 def prune(model: nn.Module, config: DartConfig | None = None) -> PruneHandle:
