@@ -60,6 +60,7 @@ class Placeholders(Adapter):
     """
 
     model_type: str
+    placeholders: tuple[str, ...] = ("image_token_id", "video_token_id")  # names in the config
     aligns_labels = False
 
     def matches(self, model: nn.Module) -> bool:
@@ -71,11 +72,19 @@ class Placeholders(Adapter):
     def decoder(self, model: Any) -> Any:
         return model.model.language_model
 
-    def visual_span_ids(self, model: Any, arguments: dict[str, Any]) -> torch.Tensor | None:
+    def visual_mask(self, model: Any, arguments: dict[str, Any]) -> torch.Tensor | None:
+        """bool [B, S], True for a placeholder; None for a decoding step and for embeddings without ids."""
         ids = arguments.get("input_ids")
         if ids is None or ids.shape[1] == 1:
             return None
-        return runs_of((ids == model.config.image_token_id) | (ids == model.config.video_token_id))
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for name in self.placeholders:
+            mask |= ids == getattr(model.config, name)
+        return mask
+
+    def visual_span_ids(self, model: Any, arguments: dict[str, Any]) -> torch.Tensor | None:
+        mask = self.visual_mask(model, arguments)
+        return None if mask is None else runs_of(mask)
 
 
 def runs_of(mask: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dart.families.base import Adapter, register, runs_of
+from dart.families.base import Adapter, Placeholders, register
 
 ORIGINAL_TYPES = ("llava_llama", "llava_mistral", "llava_qwen")
 
@@ -36,22 +36,8 @@ class LlavaOriginal(Adapter):
 
 
 @register("llava-hf")
-class LlavaTransformers(Adapter):
-    """model_type `llava`: visual tokens are those with the config's placeholder id."""
+class LlavaTransformers(Placeholders):
+    """model_type `llava`: pictures alone."""
 
-    aligns_labels = False
-
-    def matches(self, model: nn.Module) -> bool:
-        return getattr(getattr(model, "config", None), "model_type", None) == "llava"
-
-    def entry(self, model: Any) -> Any:
-        return model.model
-
-    def decoder(self, model: Any) -> Any:
-        return model.model.language_model
-
-    def visual_span_ids(self, model: Any, arguments: dict[str, Any]) -> torch.Tensor | None:
-        ids = arguments.get("input_ids")
-        if ids is None or ids.shape[1] == 1:
-            return None
-        return runs_of(ids == model.config.image_token_id)
+    model_type = "llava"
+    placeholders = ("image_token_id",)

@@ -10,32 +10,22 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from dart.families.base import Adapter, register, runs_of
+from dart.families.base import Placeholders, register, runs_of
 
 
 @register("llava-next-hf")
-class LlavaNextTransformers(Adapter):
-    """model_type `llava_next`: visual tokens have the config's placeholder id, `image_sizes` tells the tiles."""
+class LlavaNextTransformers(Placeholders):
+    """model_type `llava_next`: pictures alone; `image_sizes` tells the tiles."""
 
-    aligns_labels = False
-
-    def matches(self, model: nn.Module) -> bool:
-        return getattr(getattr(model, "config", None), "model_type", None) == "llava_next"
-
-    def entry(self, model: Any) -> Any:
-        return model.model
-
-    def decoder(self, model: Any) -> Any:
-        return model.model.language_model
+    model_type = "llava_next"
+    placeholders = ("image_token_id",)
 
     def visual_span_ids(self, model: Any, arguments: dict[str, Any]) -> torch.Tensor | None:
-        ids = arguments.get("input_ids")
-        if ids is None or ids.shape[1] == 1:
+        mask = self.visual_mask(model, arguments)
+        if mask is None:
             return None
-        mask = ids == model.config.image_token_id
         sizes: Any = arguments.get("image_sizes")
         encoded = (arguments.get("mm_encoder_outputs") or {}).get("image")  # `generate` encodes first, and drops sizes
         if not bool(mask.any()) or (sizes is None and encoded is None):
@@ -44,10 +34,10 @@ class LlavaNextTransformers(Adapter):
             pictures = [_views_of_features(model, features) for features in encoded.pooler_output]
         else:
             pictures = [_views_of_size(model, size) for size in sizes]
-        views = _number(pictures).to(ids.device)
+        views = _number(pictures).to(mask.device)
         if views.numel() != int(mask.sum()):
             return runs_of(mask)  # the model itself says next that pictures and placeholders do not match
-        spans = torch.zeros_like(ids).masked_scatter(mask, views)
+        spans = torch.zeros_like(mask, dtype=torch.long).masked_scatter(mask, views)
         first = torch.where(mask, spans, spans.max() + 1).amin(-1, keepdim=True)
         return torch.where(mask, spans - first + 1, 0)
 
