@@ -56,7 +56,7 @@ def forget_open(cache: Any, layer: int) -> None:
 
 
 def step_mask(cache: Any, layer: int, mask: Any, rows: int) -> torch.Tensor | None:
-    """The mask [B, 1, 1, m] of layers >= K for one more token a row, like `mask` of the layers before; None: unknown."""
+    """The mask [B, 1, 1, m] of layers >= K for one more token a row, of the same kind as `mask`; None: unknown."""
     target = cache.layers[layer]
     seen = getattr(target, OPEN, None)
     if seen is None or not isinstance(mask, torch.Tensor) or mask.ndim != 4 or seen.shape[0] != rows:

@@ -21,9 +21,11 @@ from dart import strategies
 from dart.bench import checkpoints, flops
 from dart.bench._report import provenance, write_json
 from dart.bench.ceilings import copy_rate, matmul_rate
+from dart.bench.engines import ENGINES, Engine
 from dart.bench.latency_report import draw, limits_text, to_text
-from dart.bench.measure import measure, settings_for
+from dart.bench.measure import Plan, measure, settings_for
 from dart.bench.shapes import SHAPES, Shape, Workload, build, workload
+from dart.compiled import compile_layers
 
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -47,6 +49,10 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _engines() -> str:
+    return "how tokens are decoded: " + "; ".join(f"{name}: {what}" for name, what in ENGINES.items())
+
+
 def parser_() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
@@ -63,6 +69,8 @@ def parser_() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="default: CUDA where there is one")
     parser.add_argument("--images", type=_positive, help="pictures (views) in a prompt; default: the shape's")
     parser.add_argument("--layers", type=_positive, help="fewer decoder layers, where memory is short")
+    parser.add_argument("--engine", choices=ENGINES, default="eager", help=_engines())
+    parser.add_argument("--compile-layers", action="store_true", help="torch.compile for the layers of the prefill")
     parser.add_argument("--answer-tokens", type=_positive, default=16)
     parser.add_argument("--repeats", type=_positive, default=9)
     parser.add_argument("--warm-up", type=_positive, default=2)
@@ -81,6 +89,10 @@ def _check(args: argparse.Namespace) -> None:
     ):
         if wrong := [value for value in values if value not in known]:
             raise ValueError(f"{name} must be of {', '.join(known)}, got {', '.join(wrong)}")
+    if args.compile_layers and args.engine != "eager":
+        raise ValueError(
+            f"--compile-layers goes with --engine eager, got {args.engine}: a static cache starts uncompiled"
+        )
     if args.plot and not args.plot.endswith(".png"):
         raise ValueError(f"--plot must name a .png file, got {args.plot}")
     if args.device.type == "cuda" and not torch.cuda.is_available():
@@ -124,8 +136,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             decoder = flops.Decoder.of(made.config.get_text_config(decoder=True))
             if args.layer >= decoder.layers:
                 raise ValueError(f"--layer must be below the model's {decoder.layers} layers, got {args.layer}")
+            plan = Plan(args.layer, args.answer_tokens, args.repeats, args.warm_up, Engine.of(args.engine, made))
+            if args.compile_layers:
+                compile_layers(made)
             for work in _prompts(args, shape, made):
-                new = measure(work, settings, args.layer, args.answer_tokens, args.repeats, args.warm_up)
+                new = measure(work, settings, plan)
                 rows += [{"dtype": dtype, "attn": attention, **row} for row in new]
                 print(to_text(rows[-len(new) :]), flush=True)
             del made, work
@@ -138,6 +153,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "decoder": asdict(decoder) if decoder is not None else {},
         "layer": args.layer,
         "answer_tokens": args.answer_tokens,
+        "engine": args.engine,
+        "compiled_layers": args.compile_layers,
         "repeats": args.repeats,
         "rates": rates,
         "rows": rows,

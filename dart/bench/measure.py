@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from transformers.cache_utils import Cache
 
 import dart
 from dart.bench import flops
+from dart.bench.engines import Engine
 from dart.bench.oracle import Oracle, kept_rows
 from dart.bench.phases import cache_bytes, peak_bytes, run_once
 from dart.bench.shapes import Workload
@@ -34,6 +35,17 @@ class Setting:
     oracle: bool = False
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What all settings share. layer: K; repeats, warm_up: rounds that count, and rounds before them."""
+
+    layer: int
+    answer_tokens: int
+    repeats: int
+    warm_up: int
+    engine: Engine
+
+
 @dataclass
 class Prepared:
     """A setting and a prompt. report: what it keeps of the prompt, None for everything."""
@@ -53,10 +65,10 @@ class Prepared:
         decoder = adapter_for(work.model).decoder(work.model)
         return cls(setting, work, report, Oracle(decoder, report.layer, rows, report.tokens_before))
 
-    def timed(self, layer: int, answer_tokens: int) -> Callable[[], Sample]:
-        return lambda: self.run(layer, answer_tokens)[0]
+    def timed(self, plan: Plan) -> Callable[[], Sample]:
+        return lambda: self.run(plan)[0]
 
-    def run(self, layer: int, answer_tokens: int) -> tuple[Sample, Cache]:
+    def run(self, plan: Plan) -> tuple[Sample, Cache]:
         """One answer with this setting's model; see `run_once`."""
         attached: Any = None
         if self.oracle is not None:
@@ -64,7 +76,7 @@ class Prepared:
         elif self.setting.config is not None:
             attached = dart.prune(self.work.model, self.setting.config)
         try:
-            return run_once(self.work, layer, answer_tokens)
+            return run_once(self.work, plan.layer, plan.answer_tokens, plan.engine)
         finally:
             if attached is not None:
                 attached.remove()
@@ -109,21 +121,15 @@ def ratio(base: list[Sample], other: list[Sample], phase: str) -> dict[str, floa
     return summary([b[phase] / max(o[phase], 1e-9) for b, o in zip(base, other, strict=True)], 3)
 
 
-def measure(
-    work: Workload, settings: list[Setting], layer: int, answer_tokens: int, repeats: int, warm_up: int
-) -> list[dict[str, Any]]:
+def measure(work: Workload, settings: list[Setting], plan: Plan) -> list[dict[str, Any]]:
     """One row for each setting, the first of which is the base of the speed-ups."""
     prepared = [Prepared.of(setting, work) for setting in settings]
-    samples = rounds([each.timed(layer, answer_tokens) for each in prepared], repeats, warm_up)
+    samples = rounds([each.timed(plan) for each in prepared], plan.repeats, plan.warm_up)
     decoder = flops.Decoder.of(work.model.config.get_text_config(decoder=True))
     rows = []
     for each, own in zip(prepared, samples, strict=True):
-        row = {
-            "setting": each.setting.name,
-            "batch": work.batch,
-            **_limits(each, decoder, layer),
-            **_memory(each, layer),
-        }
+        row = {"setting": each.setting.name, "batch": work.batch, **_limits(each, decoder, plan.layer)}
+        row |= _memory(each, replace(plan, answer_tokens=1))
         row["ms"] = {name: summary([1000 * sample[name] for sample in own], 4) for name in TIMES}
         row["times_faster"] = {name: ratio(samples[0], own, name) for name in RATIOS}
         if each.setting.config is not None and not each.oracle:
@@ -160,8 +166,8 @@ def _limits(prepared: Prepared, decoder: flops.Decoder, layer: int) -> dict[str,
     }
 
 
-def _memory(prepared: Prepared, layer: int) -> dict[str, int]:
+def _memory(prepared: Prepared, plan: Plan) -> dict[str, int]:
     """Bytes of the cache behind a prefill, and of everything alive at once in it, in a run of its own."""
     caches: list[Cache] = []
-    peak = peak_bytes(lambda: caches.append(prepared.run(layer, 1)[1]), prepared.work.model.device)
+    peak = peak_bytes(lambda: caches.append(prepared.run(plan)[1]), prepared.work.model.device)
     return {"kv_bytes": cache_bytes(caches[0]), "peak_bytes": peak}

@@ -9,6 +9,7 @@ import torch
 import dart
 from dart.bench.shapes import Workload
 from dart.pruner import PruneReport
+from dart.static_cache import fit, is_static
 
 
 def kept_rows(work: Workload, config: dart.DartConfig) -> tuple[torch.Tensor, PruneReport]:
@@ -42,7 +43,7 @@ class Oracle:
     """
 
     def __init__(self, decoder: Any, layer: int, rows: torch.Tensor, length: int):
-        self._layers = list(decoder.layers)[layer:]
+        self._layer, self._layers = layer, list(decoder.layers)[layer:]
         self.rows, self.length, self.dropped = rows, length, length - rows.shape[1]
         self._given: dict[str, Any] = {}
         self._hooks: list[Any] = []
@@ -62,6 +63,8 @@ class Oracle:
         if hidden.shape[1] == self.length:
             index = self.rows[..., None].expand(-1, -1, hidden.shape[-1])
             args = (hidden.gather(1, index), *args[1:])
+            if is_static(kwargs.get("past_key_values")):
+                fit(kwargs["past_key_values"], self._layer, self.dropped)
         return self._shorten(module, args, kwargs)
 
     def _shorten(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
-from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
+from dart.bench.engines import Engine
 from dart.bench.shapes import Workload
 from dart.families import adapter_for
 
@@ -66,16 +66,14 @@ class Marks:
             hook.remove()
 
 
-def run_once(
-    work: Workload, layer: int, answer_tokens: int, cache: Cache | None = None
-) -> tuple[dict[str, float], Any]:
+def run_once(work: Workload, layer: int, answer_tokens: int, engine: Engine) -> tuple[dict[str, float], Cache]:
     """Answer greedily with exactly `answer_tokens` tokens; seconds of every phase, and the cache.
 
     vision: the tower, the projector and merging; before, selection, after: the decoder up to layer K, what happens in
     front of layer K, and from there to the first token's logits; prefill: those three; ttft: time to first token;
     decode: each further token; total: the whole answer. Attach DART before: its hooks are to lie between the marks.
     """
-    cache = DynamicCache(config=work.model.config.get_text_config(decoder=True)) if cache is None else cache
+    cache = engine.cache(work, answer_tokens)
     clock = Clock(work.model.device)
     marks = Marks(work.model, layer, clock)
     try:
@@ -87,8 +85,7 @@ def run_once(
             clock.mark("end")
             marks.pause()
             for _ in range(answer_tokens - 1):
-                output = work.model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                token = output.logits[:, -1:].argmax(-1)
+                token = engine.decode(token, cache)
             clock.mark("answered")
     finally:
         marks.remove()
