@@ -38,6 +38,7 @@ run_lmms() {
         fi
         echo "MODEL is not set: the embedded tiny model answers (playground/models/$name), unpruned first"
         arguments="$TINY_PIXELS${arguments:+,$arguments}"
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # a model this small gains nothing from a second thread
     fi
     if [ -z "$tasks" ]; then
         tasks=$MINI_TASKS
