@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("lmms_eval", reason="lmms-eval has an environment of its own: make test-lmms")
 
+import decord
 from lmms_eval import evaluator
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager, get_task_dict
 from lmms_eval_dart.models.qwen2_5_vl import cut
 from lmms_eval_dart.visuals import checked_messages
+from PIL import Image
 
 from dart import DartConfig
 from llava.eval import loop
 from llava.eval.examples import Example
+from scripts.tiny import mini_several
+from scripts.tiny.mini import SEED
+from scripts.tiny.several import FRAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS, MINI = ROOT / "playground" / "models", ROOT / "playground" / "data" / "mini"
@@ -208,3 +215,21 @@ def test_the_mini_tasks_first_questions_are_a_mixture(manager):
 
 def _tasks(manager: TaskManager) -> dict[str, Any]:
     return get_task_dict(TASKS, manager)
+
+
+def test_pictures_and_clips_are_what_their_script_writes(tmp_path):
+    for name, make in mini_several.MAKERS.items():
+        make(tmp_path / name, random.Random(f"mini-{name}-{SEED}"))
+        assert (tmp_path / name / "questions.jsonl").read_text() == (MINI / name / "questions.jsonl").read_text()
+        for made in (path for path in (tmp_path / name).rglob("*.*") if path.suffix in (".jpg", ".mp4")):
+            kept = MINI / made.relative_to(tmp_path)
+            assert np.abs(frames_of(made).astype(int) - frames_of(kept)).mean() < 1.0  # encoders' versions differ
+
+
+def frames_of(path: Path) -> np.ndarray:
+    """uint8 [frames, H, W, 3]."""
+    if path.suffix == ".jpg":
+        return np.asarray(Image.open(path).convert("RGB"))[None]
+    frames = decord.VideoReader(str(path))[:].asnumpy()
+    assert len(frames) == FRAMES
+    return frames

@@ -44,7 +44,7 @@ run_lmms() {
         tasks=$MINI_TASKS
         limit=${limit:-$MINI_LIMIT}
         echo "TASKS is not set: the offline mini tasks are asked, $limit questions of each (LIMIT=all: every one)"
-        export HF_HUB_OFFLINE=1
+        if [ -z "${MODEL:-}" ]; then export HF_HUB_OFFLINE=1; fi
     fi
     case "${ATTN:-}" in
         "") ;;
