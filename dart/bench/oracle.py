@@ -80,7 +80,8 @@ class Oracle:
             }
             if mask is not None:
                 full = mask.expand(len(self.rows), -1, -1, -1)
-                picked = [each[:, row][:, :, row] for each, row in zip(full, self.rows, strict=True)]
+                free = torch.arange(self.length, mask.shape[-1], device=mask.device)  # slots of a static cache
+                picked = [each[:, row][:, :, torch.cat([row, free])] for each, row in zip(full, self.rows, strict=True)]
                 self._given["attention_mask"] = torch.stack(picked)
         return args, {**kwargs, **self._given}
 
