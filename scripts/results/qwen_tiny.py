@@ -146,7 +146,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{RESULTS} holds results of other checkpoints or another --limit; start with --overwrite")
     settings = list(settings_of(args.seeds))
     named = {s["name"]: s for s in known.get("settings", [])} | {s.name: asdict(s) for s in settings}
-    results = {"runs": {}} | known | facts | {"settings": list(named.values())}
+    in_blocks = sorted(named.values(), key=lambda setting: setting["ratio"] or "")  # also where seeds were added later
+    results = {"runs": {}} | known | facts | {"settings": in_blocks}
     measure(args.families, settings, results, args.limit)
     render_all()
 
