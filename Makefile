@@ -59,3 +59,4 @@ check: setup
 
 bench: setup
 	$(VENV)/bin/python -m dart.bench.selection
+	$(VENV)/bin/python -m dart.bench.latency

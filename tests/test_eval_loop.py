@@ -105,6 +105,19 @@ def test_batches_equal_single_questions(data, tmp_path, whole):
     assert run(data, tmp_path / "a.jsonl", "--sparse", "--batch-size", "4") == whole
 
 
+def test_pictures_are_read_ahead(data, tmp_path, whole):
+    assert run(data, tmp_path / "a.jsonl", "--sparse", "--batch-size", "2", "--num-workers", "2") == whole
+
+
+def test_workers_run_beside_a_gpu():
+    def count(device, workers):
+        model = argparse.Namespace(device=torch.device(device))
+        loaded = loop.Loaded(None, model, None, "x")
+        return loop.workers_of(argparse.Namespace(num_workers=workers), loaded)
+
+    assert [count("cpu", None), count("cuda", None), count("cuda", 0), count("cpu", 3)] == [0, 2, 0, 3]
+
+
 def test_chunks_join_to_the_whole(data, tmp_path, whole):
     parts = [
         run(data, tmp_path / f"{k}.jsonl", "--sparse", "--num-chunks", "4", "--chunk-idx", str(k)) for k in range(4)

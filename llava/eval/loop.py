@@ -31,6 +31,7 @@ from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 
 GREY = 128
+GPU_WORKERS = 2
 SETTINGS = (
     "torch_dtype",
     "conv_mode",
@@ -83,7 +84,11 @@ def add_loop_arguments(parser: argparse.ArgumentParser, files: bool = True) -> N
     parser.add_argument("--num-chunks", type=int, default=1)
     parser.add_argument("--chunk-idx", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--num-workers", type=int, default=0, help="processes that read pictures ahead")
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        help=f"processes that read pictures ahead (default: {GPU_WORKERS} beside a GPU, none where the CPU computes)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="throw earlier answers away")
     parser.add_argument(
         "--blind", action="store_true", help="replace every picture by grey: what can be answered without it"
@@ -143,6 +148,13 @@ def batches_of(examples: Sequence[Example], size: int) -> Iterator[list[int]]:
     for _, group in itertools.groupby(range(len(examples)), key=lambda k: examples[k].image is None):
         same = list(group)
         yield from (same[k : k + size] for k in range(0, len(same), size))
+
+
+def workers_of(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Processes that read and encode pictures while the model answers."""
+    if args.num_workers is not None:
+        return args.num_workers
+    return GPU_WORKERS if loaded.model.device.type == "cuda" else 0
 
 
 def _collate(rows: list[Encoded | UserError]) -> tuple[Batch | None, UserError | None]:
@@ -278,7 +290,7 @@ def _answer(
         print(f"resuming: {there} answers are there already")
     batches = list(batches_of(todo, args.batch_size))
     encoded = EncodedExamples(todo, loaded, args)
-    stream = DataLoader(encoded, batch_sampler=batches, collate_fn=_collate, num_workers=args.num_workers)
+    stream = DataLoader(encoded, batch_sampler=batches, collate_fn=_collate, num_workers=workers_of(args, loaded))
     with tqdm(total=len(examples), initial=there, desc="answers", file=sys.stderr, mininterval=2) as bar:
         described = False
         for places, (batch, error) in zip(batches, stream, strict=True):

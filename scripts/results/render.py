@@ -1,4 +1,4 @@
-"""Write the README's tables of results from docs/results/*.json: `python -m scripts.results.render`."""
+"""Write README.md's and docs/performance.md's tables from docs/results/*.json: `python -m scripts.results.render`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.suite_table import BLIND, TITLES, UNPRUNED, to_markdown
+from scripts.results import speed
 from scripts.results.qwen_table import qwen_table
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS_FOLDER = ROOT / "docs" / "results"
 README = ROOT / "README.md"
-
-
-def _markdown(heads: list[str], body: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *body)]
 
 
 def accuracy_table(results: dict[str, Any]) -> str:
@@ -43,7 +40,7 @@ def selection_table(results: dict[str, Any]) -> str:
     }
     body = [[str(row[key]) for key in heads.values()] for row in results["rows"]]
     where = f"Milliseconds, median; commit {results['commit']}, {results['date']}; {results['hardware']}."
-    return "\n".join([*_markdown(list(heads), body), "", f"{where} Command: `{results['command']}`."])
+    return "\n".join([*speed.markdown(list(heads), body), "", f"{where} Command: `{results['command']}`."])
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -74,6 +71,7 @@ def readme_with_results() -> str:
 
 def render_all() -> None:
     README.write_text(readme_with_results())
+    speed.PAGE.write_text(speed.page_with_results(speed.PAGE.read_text(), RESULTS_FOLDER))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+"""docs/performance.md's tables, from docs/results/latency-*.json and selection-scaling-*.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dart.bench.latency_report import HEADS, cells, groups
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "performance.md"
+SCOPES = {"joint": "one pool", "span": "spans of 1024"}
+MEGA = 1e6
+NONE_YET = "No run has been recorded yet."
+
+
+def markdown(heads: list[str], body: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *body)]
+
+
+def _source(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    where = f"Commit {result['commit']}, {result['date']}; {result['hardware']}; {versions}."
+    return f"{where}\nCommand: `{result['command']}`"
+
+
+def latency_tables(result: dict[str, Any]) -> str:
+    """One run: a table for each dtype, attention and batch size."""
+    lines = []
+    for title, rows in groups(result["rows"]):
+        lines += [f"**{result['model']}**, {title}, {rows[0]['tokens']} tokens, decoding: {result['engine']}", ""]
+        lines += [*markdown(list(HEADS), [cells(row) for row in rows]), ""]
+    rates = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in result["rates"].items())
+    lines += [f"Measured beside it: {rates}. {result['note']}".rstrip(), "", _source(result)]
+    return "\n".join(lines)
+
+
+def scaling_table(result: dict[str, Any]) -> str:
+    """Selection over the number of visual tokens."""
+    heads = ["visual tokens", *(f"{name}, ms" for name in SCOPES.values()), "peak MB", "operands MB"]
+    by_size: dict[int, dict[str, Any]] = {}
+    for row in result["rows"]:
+        by_size.setdefault(row["visual"], {})[row["scope"]] = row
+    body = []
+    for visual, rows in by_size.items():
+        peak = max(row["peak_bytes"] for row in rows.values())
+        body.append([str(visual), *(f"{rows[scope]['ms']:.1f}" for scope in SCOPES)])
+        body[-1] += [f"{each / MEGA:.0f}" for each in (peak, rows["joint"]["operand_bytes"])]
+    lines = {name: result["lines"][scope] for scope, name in SCOPES.items()}
+    fits = "; ".join(
+        f"{name} {line['us_a_token']:.2f} microseconds a token (R^2 {line['r2']:.4f})" for name, line in lines.items()
+    )
+    return "\n".join([*markdown(heads, body), "", f"Straight lines: {fits}.", "", _source(result)])
+
+
+def _figure(path: Path) -> str:
+    """The chart that was written beside a results file, if there is one."""
+    return f"\n\n![{path.stem}](results/{path.name})" if path.is_file() else ""
+
+
+PARTS: dict[str, Callable[[dict[str, Any]], str]] = {"latency": latency_tables, "selection-scaling": scaling_table}
+
+
+def page_with_results(text: str, folder: Path) -> str:
+    """The page with the part between each pair of markers made anew. Raises ValueError without the markers."""
+    for part, table in PARTS.items():
+        begin, end = f"<!-- results:{part} -->", f"<!-- /results:{part} -->"
+        if begin not in text or end not in text:
+            raise ValueError(f"no markers {begin} ... {end} to write the tables between")
+        files = sorted(folder.glob(f"{part}-*.json"))
+        tables = [table(json.loads(path.read_text())) + _figure(path.with_suffix(".png")) for path in files]
+        head, rest = text.split(begin, 1)
+        text = f"{head}{begin}\n" + "\n\n".join(tables or [NONE_YET]) + f"\n{end}{rest.split(end, 1)[1]}"
+    return text

@@ -1,0 +1,40 @@
+"""docs/performance.md: its tables are those of the recorded runs, and its figures those of the formulas."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dart.bench import latency, scaling
+from scripts.results import speed
+from scripts.results.render import RESULTS_FOLDER
+
+MARKERS = "".join(f"<!-- results:{part} -->\nold\n<!-- /results:{part} -->\n" for part in speed.PARTS)
+
+
+def test_the_page_is_up_to_date():
+    text = speed.PAGE.read_text()
+    assert speed.page_with_results(text, RESULTS_FOLDER) == text
+
+
+def test_recorded_runs_become_tables(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scaling, "WIDTH", 64)
+    chart = tmp_path / "latency-tiny.png"
+    out = ["--out", str(tmp_path / "latency-tiny.json"), "--plot", str(chart)]
+    assert latency.main(["--keep", "32", "--repeats", "1", "--warm-up", "1", "--answer-tokens", "2", *out]) == 0
+    out = ["--out", str(tmp_path / "selection-scaling-cpu.json")]
+    assert scaling.main(["--tokens", "256,512", "--repeats", "1", *out]) == 0
+    text = speed.page_with_results(MARKERS, tmp_path)
+    result = json.loads((tmp_path / "latency-tiny.json").read_text())
+    row = next(line for line in text.splitlines() if line.startswith("| dart 32 | 36 |"))
+    assert f" {result['rows'][1]['times_faster']['prefill']['median']:.2f} | 1.60 |" in row
+    assert "old" not in text and "![latency-tiny](results/latency-tiny.png)" in text
+    assert text.count("Command: `python -m") == 2 and "| 512 |" in text
+    assert speed.page_with_results(text, tmp_path) == text
+
+
+def test_without_runs_or_markers(tmp_path):
+    assert speed.page_with_results(MARKERS, tmp_path).count(speed.NONE_YET) == 2
+    with pytest.raises(ValueError, match="no markers"):
+        speed.page_with_results("text", tmp_path)
