@@ -75,6 +75,6 @@ def _origin(results: dict[str, Any]) -> str:
     asked = next(iter(results["runs"].values()))
     counts = ", ".join(f"{asked['questions'][task]} {heading}" for task, (heading, _, _) in SCORES.items())
     return (
-        f"Questions: {counts}. lmms-eval {asked['lmms_eval']}; checkpoints {digests}; commit {results['commit']}, "
+        f"Questions: {counts}. lmms-eval {results['lmms_eval']}; checkpoints {digests}; commit {results['commit']}, "
         f"{results['date']}; {results['hardware']}. Command: `{results['command']}`."
     )

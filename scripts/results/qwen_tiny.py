@@ -92,12 +92,20 @@ def figures_of(report: dict[str, Any], printed: str) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "tasks": tasks,
         "questions": {task: counts["effective"] for task, counts in report["n-samples"].items()},
-        "lmms_eval": report["lmms_eval_version"],
     }
     if found := TALLY.search(printed):
         before, after, mean = map(float, found.groups())
         figures |= {"tokens": [before, after], "mean_tokens": mean}
     return figures
+
+
+def lmms_eval_version(interpreter: str) -> str:
+    """The release that answers; its own reports name the commit of the folder they were made in. Raises UserError."""
+    code = "import importlib.metadata; print(importlib.metadata.version('lmms-eval'))"
+    try:
+        return subprocess.run([interpreter, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"{interpreter} has no lmms-eval; run make setup-lmms, or name another with PYTHON") from error
 
 
 def _is_metric(name: str, value: Any) -> bool:
@@ -137,7 +145,9 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{checkpoint_of(family)} is not there: it is the embedded model")
     if args.overwrite:
         RESULTS.unlink(missing_ok=True)
+    interpreter = os.environ.get("PYTHON", str(ROOT / ".venv-lmms" / "bin" / "python"))
     facts = {
+        "lmms_eval": lmms_eval_version(interpreter),
         "checkpoints_sha256": {family: fingerprint(str(checkpoint_of(family))) for family in FOLDERS},
         "limit": args.limit,
     }
