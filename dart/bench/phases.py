@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +19,7 @@ from dart.families import adapter_for
 
 MARKS = ("start", "decoder", "layer", "selected", "end")
 PHASES = ("vision", "before", "selection", "after")
-MEBIBYTE = 1 << 20
+STDERR = 2  # its file descriptor
 
 
 class Clock:
@@ -109,6 +112,20 @@ def cache_bytes(cache: Cache) -> int:
     return sum(each.untyped_storage().nbytes() for each in tensors)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops what native code writes to stderr: torch's profiler announces itself there, between the table's lines."""
+    sys.stderr.flush()
+    kept = os.dup(STDERR)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)
+
+
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
     """The most bytes of tensors alive at once in `function()`, beyond those alive before it."""
     if device.type == "cuda":
@@ -118,8 +135,14 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    recorded = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    with _quiet():
+        recorded.start()
+    try:
         function()
+    finally:
+        with _quiet():
+            recorded.stop()
     events = [each for each in recorded.profiler.kineto_results.events() if each.name() == "[memory]"]
     alive = peak = 0
     for event in sorted(events, key=lambda each: each.start_ns()):
