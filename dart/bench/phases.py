@@ -143,7 +143,8 @@ def peak_bytes(function: Callable[[], object], device: torch.device) -> int:
     finally:
         with _quiet():
             recorded.stop()
-    events = [each for each in recorded.profiler.kineto_results.events() if each.name() == "[memory]"]
+    results: Any = recorded.profiler
+    events = [each for each in results.kineto_results.events() if each.name() == "[memory]"]
     alive = peak = 0
     for event in sorted(events, key=lambda each: each.start_ns()):
         alive += event.nbytes()
