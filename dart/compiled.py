@@ -57,8 +57,9 @@ def compile_layers(model: nn.Module, **options: Any) -> CompiledLayers:
 def compile_step(model: nn.Module, **options: Any) -> Callable[..., Any]:
     """A compiled `model(...)` for decoding one token a row on a `StaticCache`, which the plain model has prefilled.
 
-    One graph for all samples and steps; another one for each batch size and cache length, so give caches one length for
-    all prompts. `mode="reduce-overhead"` replays CUDA graphs: clone a step's output before the next one.
+    Give it `position_ids`, as `generate` does: without them some models read the cache's length on the host. One graph
+    for all samples and steps; another one for each batch size and cache length, so give caches one length for all
+    prompts. `mode="reduce-overhead"` replays CUDA graphs: clone a step's output before the next one.
     """
     forward: Any = model.forward
     return torch.compile(forward, **{**_WHOLE, **options})

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from qwen_golden import FAMILIES, loaded
+from qwen_golden import prompt as qwen_prompt
 from torch._dynamo.testing import CompileCounter
 from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache, StaticCache
@@ -140,6 +142,29 @@ def test_decoding_is_one_graph_for_all_samples(model):
         with dart.prune(model, dart.DartConfig(keep=32, layer=layer)):
             wanted = answer(prompt(model, 35), DynamicCache())
             torch.testing.assert_close(answer(prompt(model, 35), static(model), step), wanted, **EXACT)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoding_with_mrope_is_one_graph(family):
+    """Positions go on from those of the unpruned prompt, whatever its length; one graph for all of them."""
+    model, counter = loaded(family), CompileCounter()
+    step = compile_step(model, backend=counter)
+
+    @torch.no_grad()
+    def steps(row, cache, run) -> torch.Tensor:
+        outputs = [model(**row, past_key_values=cache).logits[:, -1:]]
+        for k in range(STEPS):
+            at = (row["input_ids"].shape[1] + k + model.model.rope_deltas).expand(3, -1, -1)
+            outputs.append(run(input_ids=torch.tensor([[5 + k]]), past_key_values=cache, position_ids=at).logits)
+        return torch.cat(outputs, 1)
+
+    with dart.prune(model, dart.DartConfig(keep=0.4, image_pivots=2, text_pivots=2)):
+        for words in (9, 14):
+            row = qwen_prompt(6, ("image", 1, 12, 8), words, seed=words)
+            cache = StaticCache(config=model.config.get_text_config(), max_cache_len=80)
+            wanted = steps(row, DynamicCache(), model)
+            torch.testing.assert_close(steps(row, cache, step), wanted, atol=1e-4, rtol=0)
+            assert counter.frame_count == 1
 
 
 class HostReads(TorchFunctionMode):

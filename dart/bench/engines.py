@@ -21,6 +21,18 @@ ENGINES = {
 }
 
 
+def answer_positions(work: Workload, answer_tokens: int) -> list[torch.Tensor]:
+    """The positions of an answer's tokens, known beforehand; behind a prefill, which sets M-RoPE's offset.
+
+    Told them, no model reads its cache's length on the host.
+    """
+    counted = torch.arange(work.length, work.length + answer_tokens, device=work.model.device)
+    offset = getattr(work.model.model, "rope_deltas", None)
+    rows = counted.expand(work.batch, -1)
+    positions = rows if offset is None else (rows + offset).expand(3, -1, -1)
+    return [positions[..., k : k + 1] for k in range(answer_tokens)]
+
+
 @dataclass(frozen=True)
 class Engine:
     """name: of ENGINES; step: the model's forward, compiled or not."""
@@ -44,9 +56,10 @@ class Engine:
             return DynamicCache(config=config)
         return StaticCache(config=config, max_cache_len=work.length + answer_tokens)
 
-    def decode(self, token: torch.Tensor, cache: Cache) -> torch.Tensor:
-        """LongTensor [B, 1] -> the next one."""
+    def decode(self, token: torch.Tensor, cache: Cache, positions: torch.Tensor) -> torch.Tensor:
+        """LongTensor [B, 1] at `positions` ([B, 1], or [3, B, 1] for M-RoPE) -> the next one."""
         if self.name == "graphs":
             torch.compiler.cudagraph_mark_step_begin()
-        output = self.step(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        given = {"past_key_values": cache, "position_ids": positions, "use_cache": True, "logits_to_keep": 1}
+        output = self.step(input_ids=token, **given)
         return output.logits[:, -1:].argmax(-1)  # a copy: a replayed graph writes over its logits

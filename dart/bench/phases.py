@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers.cache_utils import Cache
 
-from dart.bench.engines import Engine
+from dart.bench.engines import Engine, answer_positions
 from dart.bench.shapes import Workload
 from dart.families import adapter_for
 
@@ -87,8 +87,8 @@ def run_once(work: Workload, layer: int, answer_tokens: int, engine: Engine) -> 
             token = output.logits[:, -1:].argmax(-1)
             clock.mark("end")
             marks.pause()
-            for _ in range(answer_tokens - 1):
-                token = engine.decode(token, cache)
+            for positions in answer_positions(work, answer_tokens - 1):
+                token = engine.decode(token, cache, positions)
             clock.mark("answered")
     finally:
         marks.remove()
