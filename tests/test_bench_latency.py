@@ -154,6 +154,7 @@ def test_a_checkpoint_of_transformers(tmp_path):
         (["--plot", "x.svg"], "--plot must name a .png file, got x.svg"),
         (["--checkpoint", "no/such/folder"], "no/such/folder"),
         (["--device", "cuda"], "use --device cpu"),
+        (["--device", "gpu0"], "--device must be cpu, cuda or cuda:N, got gpu0"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys):

@@ -19,6 +19,7 @@ import torch
 
 from dart import strategies
 from dart.bench import checkpoints, flops
+from dart.bench._arguments import budget, device_of, list_of, positive
 from dart.bench._report import provenance, write_json
 from dart.bench.ceilings import copy_rate, matmul_rate
 from dart.bench.engines import ENGINES, Engine
@@ -32,23 +33,6 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 USAGE_ERROR = 2
 
 
-def _budget(text: str) -> int | float:
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected tokens (320) or a share (0.111), got {text!r}") from None
-
-
-def _list_of(kind: Any) -> Any:
-    return lambda text: [kind(part) for part in text.split(",")]
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
-    return int(text)
-
-
 def _engines() -> str:
     return "how tokens are decoded: " + "; ".join(f"{name}: {what}" for name, what in ENGINES.items())
 
@@ -58,23 +42,21 @@ def parser_() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", choices=SHAPES, default="tiny", help="a shape, with random weights")
     which.add_argument("--checkpoint", help="folder or hub name: an original LLaVA, or transformers' LLaVA, Qwen-VL")
-    parser.add_argument("--strategies", type=_list_of(str), default=["dart"], help="such as dart,random,uniform")
-    parser.add_argument(
-        "--keep", type=_list_of(_budget), help="budgets, such as 640,320 or 0.222; default: the shape's"
-    )
-    parser.add_argument("--layer", type=_positive, default=2, help="K: tokens are dropped before this layer")
-    parser.add_argument("--batch-sizes", type=_list_of(_positive), default=[1])
-    parser.add_argument("--attn", type=_list_of(str), default=["sdpa"], help=", ".join(ATTENTION))
-    parser.add_argument("--dtype", type=_list_of(str), help=f"{', '.join(DTYPES)}; default: float32, on CUDA bfloat16")
+    parser.add_argument("--strategies", type=list_of(str), default=["dart"], help="such as dart,random,uniform")
+    parser.add_argument("--keep", type=list_of(budget), help="budgets, such as 640,320 or 0.222; default: the shape's")
+    parser.add_argument("--layer", type=positive, default=2, help="K: tokens are dropped before this layer")
+    parser.add_argument("--batch-sizes", type=list_of(positive), default=[1])
+    parser.add_argument("--attn", type=list_of(str), default=["sdpa"], help=", ".join(ATTENTION))
+    parser.add_argument("--dtype", type=list_of(str), help=f"{', '.join(DTYPES)}; default: float32, on CUDA bfloat16")
     parser.add_argument("--device", help="default: CUDA where there is one")
-    parser.add_argument("--images", type=_positive, help="pictures (views) in a prompt; default: the shape's")
-    parser.add_argument("--layers", type=_positive, help="fewer decoder layers, where memory is short")
+    parser.add_argument("--images", type=positive, help="pictures (views) in a prompt; default: the shape's")
+    parser.add_argument("--layers", type=positive, help="fewer decoder layers, where memory is short")
     parser.add_argument("--engine", choices=ENGINES, default="eager", help=_engines())
     parser.add_argument("--compile-layers", action="store_true", help="torch.compile for the layers of the prefill")
-    parser.add_argument("--answer-tokens", type=_positive, default=16)
-    parser.add_argument("--repeats", type=_positive, default=9)
-    parser.add_argument("--warm-up", type=_positive, default=2)
-    parser.add_argument("--threads", type=_positive, help="of the CPU; default: torch's")
+    parser.add_argument("--answer-tokens", type=positive, default=16)
+    parser.add_argument("--repeats", type=positive, default=9)
+    parser.add_argument("--warm-up", type=positive, default=2)
+    parser.add_argument("--threads", type=positive, help="of the CPU; default: torch's")
     parser.add_argument("--out", help="such as docs/results/latency-cpu.json")
     parser.add_argument("--plot", help="a PNG file: speed-up over tokens kept")
     return parser
@@ -95,8 +77,6 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.plot and not args.plot.endswith(".png"):
         raise ValueError(f"--plot must name a .png file, got {args.plot}")
-    if args.device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda, but torch sees no CUDA device: use --device cpu")
 
 
 def _shape(args: argparse.Namespace) -> Shape | None:
@@ -118,7 +98,7 @@ def _prompts(args: argparse.Namespace, shape: Shape | None, model: Any) -> list[
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure what the arguments ask for. Raises ValueError for bad ones."""
-    args.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    args.device = device_of(args.device)
     args.dtype = args.dtype or ["bfloat16" if args.device.type == "cuda" else "float32"]
     _check(args)
     if args.threads:

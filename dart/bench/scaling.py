@@ -19,6 +19,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
+from dart.bench._arguments import budget, device_of, list_of, positive
 from dart.bench._report import provenance, write_json
 from dart.bench.ceilings import seconds_of
 from dart.bench.phases import peak_bytes
@@ -77,11 +78,13 @@ def line_through(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def parser_() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", default=",".join(map(str, TOKENS)), help="visual tokens, two numbers or more")
-    parser.add_argument("--keep", type=float, default=0.111, help="the share to keep")
+    parser.add_argument(
+        "--tokens", type=list_of(positive), default=list(TOKENS), help="two numbers or more, with commas"
+    )
+    parser.add_argument("--keep", type=budget, default=0.111, help="the share to keep")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16")
     parser.add_argument("--device", help="default: CUDA where there is one")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--out")
     parser.add_argument("--plot", help="a PNG file: time over visual tokens")
     return parser
@@ -89,13 +92,9 @@ def parser_() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Raises ValueError for arguments that make no line."""
-    tokens = [int(part) for part in args.tokens.split(",")]
-    if len(set(tokens)) < 2 or min(tokens) < SPAN // 8 or args.repeats < 1:
-        raise ValueError(
-            f"--tokens needs two or more different numbers from {SPAN // 8} on, and --repeats 1 or more; "
-            f"got {args.tokens} and {args.repeats}"
-        )
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    tokens, device = args.tokens, device_of(args.device)
+    if len(set(tokens)) < 2 or min(tokens) < SPAN // 8:
+        raise ValueError(f"--tokens needs two or more different numbers from {SPAN // 8} on, got {tokens}")
     one = partial(measure, keep=args.keep, device=device, dtype=getattr(torch, args.dtype), repeats=args.repeats)
     rows = []
     for scope in SCOPES:
