@@ -10,7 +10,7 @@ from dart.bench import latency, scaling
 from scripts.results import speed
 from scripts.results.render import RESULTS_FOLDER
 
-MARKERS = "".join(f"<!-- results:{part} -->\nold\n<!-- /results:{part} -->\n" for part in speed.PARTS)
+MARKERS = "".join(f"<!-- results:{part} -->\nSTALE\n<!-- /results:{part} -->\n" for part in speed.PARTS)
 
 
 def test_the_page_is_up_to_date():
@@ -29,7 +29,7 @@ def test_recorded_runs_become_tables(tmp_path, monkeypatch, capsys):
     result = json.loads((tmp_path / "latency-tiny.json").read_text())
     row = next(line for line in text.splitlines() if line.startswith("| dart 32 | 36 |"))
     assert f" {result['rows'][1]['times_faster']['prefill']['median']:.2f} | 1.60 |" in row
-    assert "old" not in text and "![latency-tiny](results/latency-tiny.png)" in text
+    assert "STALE" not in text and "![latency-tiny](results/latency-tiny.png)" in text
     assert text.count("Command: `python -m") == 2 and "| 512 |" in text
     assert speed.page_with_results(text, tmp_path) == text
 
