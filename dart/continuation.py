@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dart.selection import Left
+
 
 class Continuation:
     """Remembers what the first step kept, for the steps after it.
@@ -19,7 +21,7 @@ class Continuation:
     def __init__(self) -> None:
         self._inputs: torch.Tensor | None = None  # this forward's embeddings [B, S, D]
         self._prompt: torch.Tensor | None = None
-        self._kept: list[torch.Tensor] = []
+        self._left: Left | None = None
         self._length = 0
 
     def enter(self, decoder: Any, kwargs: dict[str, Any]) -> None:
@@ -31,17 +33,20 @@ class Continuation:
         if self._inputs is None:
             self._prompt = None
 
-    def recall(self, spans: np.ndarray) -> list[torch.Tensor] | None:
-        """What the first step kept, when this forward (spans [B, S]) is a later step of the same answer."""
+    def recall(self, spans: np.ndarray) -> tuple[bool, Left | None]:
+        """Is this forward (spans [B, S]) a later step of the same answer? And what stays of it then."""
         if self._inputs is None or self._prompt is None or spans.shape[1] != self._length + 1:
-            return None
+            return False, None
         rows, start = self._prompt.shape[:2]
         if len(spans) != rows or spans[:, start:].any() or not torch.equal(self._inputs[:, :start], self._prompt):
-            return None
+            return False, None
+        if self._left is not None:
+            new = self._left.rows.new_full((rows, 1), self._length)
+            self._left = Left(torch.cat([self._left.rows, new], 1), [width + 1 for width in self._left.widths])
         self._length += 1
-        return self._kept
+        return True, self._left
 
-    def remember(self, kept: list[torch.Tensor]) -> None:
-        """This forward selected `kept` anew: it is a first step."""
+    def remember(self, left: Left | None) -> None:
+        """This forward selected anew what is `left`: it is a first step."""
         if self._inputs is not None:
-            self._prompt, self._kept, self._length = self._inputs, kept, self._inputs.shape[1]
+            self._prompt, self._left, self._length = self._inputs, left, self._inputs.shape[1]

@@ -24,7 +24,7 @@ def prune_embeddings(handle: PruneHandle, kwargs: dict[str, Any]) -> dict[str, A
     state = handle.states.of(cache, past, size)
     rows = None
     if handle.spans is not None and length > 1:
-        rows = handle.choose_rows(handle.spans.cpu().numpy(), handle.decoder.norm(embeds), embeds[:, None], past)
+        rows = handle.choose_rows(embeds, embeds[:, None], past)
     handle.spans = None
     if rows is None and state is None:
         return kwargs

@@ -2,14 +2,16 @@
 
 Layer K of a prefill with visual tokens selects and gathers; the later layers are given the gathered positions and
 masks. What a cache was pruned to is remembered beside the cache (weakly), so decoding and later turns get masks that
-fit its shorter layers. Where the pictures are (and the padding) is read by the host once a prefill.
+fit its shorter layers. Where the pictures are (and the padding) is read by the host once a prefill, from copies that
+begin with the forward.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,13 @@ from dart.config import DartConfig
 from dart.continuation import Continuation
 from dart.embeddings import prune_embeddings
 from dart.families import adapter_for
-from dart.masks import PADDING, gather_mask, gather_tokens
-from dart.selection import select_row
+from dart.masks import gather_mask, gather_tokens
+from dart.selection import select_rows
 from dart.static_cache import fit, forget_open, is_static, remember_open, step_mask, visible_to_last
+from dart.transfer import HostCopy
 
 logger = logging.getLogger(__name__)
 ATTACHED = "_dart_handle"
-NORM_BLOCK = 4096  # tokens
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,28 @@ class PruneReport:
     """What the last prefill with visual tokens did.
 
     kept: per sample, LongTensor of the kept visual tokens' positions in the row as given (padding included), ascending.
+    Found when it is asked for, which waits for the device.
     visual_before, visual_after: visual tokens per sample; tokens_before, tokens_after: row lengths.
     layer: K; layers: decoder layers in all.
+    rows: LongTensor [B, tokens_after] of the positions that stay, text included, negative where a shorter row has none;
+        None: all of them. visual: bool array [B, tokens_before].
     """
 
-    kept: list[torch.Tensor]
     visual_before: list[int]
     visual_after: list[int]
     tokens_before: int
     tokens_after: int
     layer: int
     layers: int
+    rows: torch.Tensor | None = field(repr=False)
+    visual: np.ndarray = field(repr=False)
+
+    @cached_property
+    def kept(self) -> list[torch.Tensor]:
+        if self.rows is None:
+            return [torch.from_numpy(np.flatnonzero(row)) for row in self.visual]
+        stays = [row[row >= 0] for row in self.rows]
+        return [row[torch.from_numpy(seen).to(row.device)[row]] for row, seen in zip(stays, self.visual, strict=True)]
 
     @property
     def mean_visual_tokens(self) -> list[float]:
@@ -79,7 +92,9 @@ class PruneHandle:
         self.states = CacheStates()
         self._steps = Continuation()
         self.spans: torch.Tensor | None = None
+        self._spans_read: HostCopy | None = None
         self._valid: torch.Tensor | None = None
+        self._valid_read: HostCopy | None = None
         self._scratch: Cache | None = None
         self._step: _Step | None = None
         self.positions_given = False  # by the caller, for this forward
@@ -102,7 +117,7 @@ class PruneHandle:
             delattr(self.decoder, ATTACHED)
         self.states = CacheStates()
         self._steps = Continuation()
-        self.spans = self._valid = self._scratch = self._step = None
+        self.spans = self._valid = self._spans_read = self._valid_read = self._scratch = self._step = None
 
     def _no_earlier_than(self, layer: int, config: DartConfig) -> DartConfig:
         if config.layer >= layer:
@@ -155,14 +170,16 @@ class PruneHandle:
             arguments = dict(inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments)
             arguments |= arguments.pop("kwargs", {})
         self.spans = self.adapter.visual_span_ids(self.model, arguments)
+        self._spans_read = None if self.spans is None else HostCopy(self.spans)
         self.positions_given = arguments.get("position_ids") is not None
-        self._step = self._valid = self._scratch = None
+        self._step = self._valid = self._valid_read = self._scratch = None
         self.ragged = False
 
     def _enter_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         mask = kwargs.get("attention_mask")
         if isinstance(mask, torch.Tensor):
             self._valid = mask.bool() if mask.ndim == 2 else visible_to_last(mask)
+            self._valid_read = None if self.spans is None else HostCopy(self._valid)
         self._steps.enter(module, kwargs)
         if self.config.layer == 0:
             return args, prune_embeddings(self, kwargs)
@@ -188,7 +205,7 @@ class PruneHandle:
         rows = None
         if self.spans is not None and length > 1:
             keys = self._keys(cache, past, length)
-            rows = self.choose_rows(self.spans.cpu().numpy(), norm_in_blocks(self.decoder.norm, hidden), keys, past)
+            rows = self.choose_rows(hidden, keys, past)
         self.spans = self._scratch = None
         state = self.states.of(cache, past, hidden.shape[0])
         if past == 0 and is_static(cache):
@@ -222,35 +239,26 @@ class PruneHandle:
         source: Any = cache if cache is not None else self._scratch
         return source.layers[self.config.layer - 1].keys[:, :, past : past + length]
 
-    def choose_rows(
-        self, spans: np.ndarray, hidden: torch.Tensor, keys: torch.Tensor, past: int
-    ) -> torch.Tensor | None:
-        """Run the selection for every sample; LongTensor [B, n] of what stays, left-padded; None: all."""
+    def choose_rows(self, hidden: torch.Tensor, keys: torch.Tensor, past: int) -> torch.Tensor | None:
+        """LongTensor [B, n] of what stays of `hidden` [B, S, D] (before the final norm), left-padded; None: all."""
+        length = hidden.shape[1]
+        spans = self._spans_read.numpy()[:, -length:] if self._spans_read is not None else np.zeros((1, length))
         if not spans.any():
             return None
-        length = spans.shape[1]
-        kept = self._steps.recall(spans)
-        if kept is None:
-            kept = self._select(spans, hidden, keys, past)
-            self._steps.remember(kept)
-        rows = []
-        for row, chosen in zip(spans, kept, strict=True):
-            rest = torch.from_numpy(np.flatnonzero(row == 0)).to(chosen.device)
-            rows.append(torch.cat([rest, chosen]).sort().values)
-        before = [int(n) for n in (spans > 0).sum(1)]
-        width = max(len(r) for r in rows)
+        known, left = self._steps.recall(spans)
+        if not known:
+            valid = None if self._valid_read is None else self._valid_read.numpy()[:, past : past + length]
+            left = select_rows(hidden, self.decoder.norm, keys, spans, valid, self.config)
+            self._steps.remember(left)
+        visual = spans > 0
+        widths = [length] * len(spans) if left is None else left.widths
+        self.ragged = len(set(widths)) > 1
+        before = [int(n) for n in visual.sum(1)]
+        after = [n - length + width for n, width in zip(before, widths, strict=True)]
+        rows = None if left is None else left.rows
         layers = len(self.decoder.layers)
-        self.last = PruneReport(kept, before, [len(k) for k in kept], length, width, self.config.layer, layers)
-        if all(len(r) == length for r in rows):
-            return None
-        self.ragged = len({len(r) for r in rows}) > 1
-        return torch.stack([nn.functional.pad(r, (width - len(r), 0), value=PADDING) for r in rows])
-
-    def _select(self, spans: np.ndarray, hidden: torch.Tensor, keys: torch.Tensor, past: int) -> list[torch.Tensor]:
-        valid = None if self._valid is None else self._valid[:, past : past + spans.shape[1]].cpu().numpy()
-        seen = [None if valid is None else valid[b % len(valid)] for b in range(len(spans))]
-        samples = zip(hidden, keys, spans, seen, strict=True)
-        return [select_row(h, k, row, visible, self.config) for h, k, row, visible in samples]
+        self.last = PruneReport(before, after, length, max(widths), self.config.layer, layers, rows, visual)
+        return rows
 
     def _make_step(
         self,
@@ -299,16 +307,6 @@ class PruneHandle:
             # transformers reads gaps in position_ids as several packed sequences; flash attention needs none of them.
             replace["position_ids"] = None if self._flash else gather_tokens(kwargs["position_ids"], rows, -1)
         return replace
-
-
-def norm_in_blocks(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """`norm(hidden)` [B, S, D]; its temporaries, in float32 and several at once, are those of one block of tokens."""
-    if hidden.shape[1] <= NORM_BLOCK:
-        return norm(hidden)
-    out = torch.empty_like(hidden)
-    for start in range(0, hidden.shape[1], NORM_BLOCK):
-        out[:, start : start + NORM_BLOCK] = norm(hidden[:, start : start + NORM_BLOCK])
-    return out
 
 
 def prune(model: nn.Module, config: DartConfig | None = None) -> PruneHandle:

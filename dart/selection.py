@@ -1,21 +1,37 @@
-"""`select`: from hidden states, keys and the visual mask of one layer to the positions of the kept visual tokens."""
+"""`select`: from hidden states, keys and the visual mask of one layer to the positions of the kept visual tokens.
+
+The host plans (which positions share a budget, how many of them stay), a strategy chooses. Positions are read from
+the device before a selection, never inside.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from dart import strategies
 from dart.config import DartConfig
-from dart.strategies.base import Pool
+from dart.masks import PADDING
+from dart.strategies.base import Batch, Pool, PoolPlan
+from dart.transfer import HostCopy, to_device
+
+NORM_BLOCK = 4096  # tokens
 
 
-def _host(tensor: torch.Tensor) -> np.ndarray:
-    """One transfer of a small tensor; it happens before a selection, never inside."""
-    return tensor.detach().cpu().numpy()
+@dataclass(frozen=True)
+class Left:
+    """What stays of every sample: LongTensor [B, n] of ascending positions, and how many there are of each.
+
+    A row with fewer than n begins with `PADDING`.
+    """
+
+    rows: torch.Tensor
+    widths: list[int]
 
 
 def _check(hidden: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor) -> None:
@@ -54,13 +70,69 @@ def select(
     `pivot_order="norm"` nothing else waits for the device. Raises TypeError / ValueError.
     """
     _check(hidden, keys, visual_mask)
-    spans = _host(visual_mask).astype(np.int64)
+    spans = HostCopy(visual_mask).numpy().astype(np.int64)
     if hidden.ndim == 2:
-        return select_row(hidden, keys, spans, None, config, pivots)
-    rows = [select_row(h, k, m, None, config, pivots) for h, k, m in zip(hidden, keys, spans, strict=True)]
+        return _select_batch(hidden[None], keys[None], spans[None], config, pivots)[0]
+    rows = _select_batch(hidden, keys, spans, config, pivots)
     return torch.stack(rows) if len({len(r) for r in rows}) == 1 else rows
 
 
+def _select_batch(
+    hidden: torch.Tensor, keys: torch.Tensor, spans: np.ndarray, config: DartConfig, pivots: Sequence[int] | None
+) -> list[torch.Tensor]:
+    if pivots is None:
+        batch = plan_batch(hidden, None, keys, spans, None, config)
+        batch = replace(batch, always=batch.always & (spans > 0))  # of all positions, the visual ones are asked for
+        rows = _batched(batch, config)
+        if rows is not None:
+            return [row[rows.shape[1] - width :] for row, width in zip(rows, batch.widths, strict=True)]
+    samples = zip(hidden, keys, spans, strict=True)
+    return [select_row(h, k, row, None, config, pivots) for h, k, row in samples]
+
+
+def select_rows(
+    hidden: torch.Tensor, norm: Any, keys: torch.Tensor, spans: np.ndarray, valid: np.ndarray | None, config: DartConfig
+) -> Left | None:
+    """Text and padding stay with the visual tokens that are chosen; None: everything stays.
+
+    hidden: [B, S, D], before the final norm `norm`; keys: [B, H, S, Dh]; spans: int [B, S] on the host, 0 = text, k =
+    visual span k; valid: bool [1 or B, S], False = padding.
+    """
+    batch = plan_batch(hidden, norm, keys, spans, valid, config)
+    widths = batch.widths
+    if min(widths) == spans.shape[1]:
+        return None
+    rows = _batched(batch, config)
+    if rows is not None:
+        return Left(rows, widths)
+    states, kept = norm_in_blocks(norm, hidden), []
+    for row, (state, key, span) in enumerate(zip(states, keys, spans, strict=True)):
+        chosen = select_row(state, key, span, None if valid is None else valid[row % len(valid)], config)
+        rest = to_device(np.flatnonzero(span == 0), chosen.device)
+        kept.append(torch.cat([rest, chosen]).sort().values)
+    return Left(torch.stack([pad(row, (max(widths) - len(row), 0), value=PADDING) for row in kept]), widths)
+
+
+def plan_batch(
+    hidden: torch.Tensor, norm: Any, keys: torch.Tensor, spans: np.ndarray, valid: np.ndarray | None, config: DartConfig
+) -> Batch:
+    """The pools of every sample from which something is dropped; see `select_rows` for the arguments."""
+    always, pools = np.ones(spans.shape, dtype=bool), []
+    for row, span in enumerate(spans):
+        plans = plan_pools(span, None if valid is None else valid[row % len(valid)], config)
+        pools.append([plan for plan in plans if plan.kept < plan.visual.size])
+        for plan in pools[-1]:
+            always[row, plan.visual] = False
+    return Batch(hidden, norm, keys, pools, always)
+
+
+@torch.no_grad()
+def _batched(batch: Batch, config: DartConfig) -> torch.Tensor | None:
+    batched: Any = getattr(strategies.get(config.strategy), "batched", None)
+    return None if batched is None else batched(batch, config)
+
+
+@torch.no_grad()
 def select_row(
     hidden: torch.Tensor,
     keys: torch.Tensor,
@@ -75,30 +147,37 @@ def select_row(
         start = int(valid.argmax())
         moved = None if pivots is None else [p - start for p in pivots]
         return select_row(hidden[start:], keys[:, start:], spans[start:], valid[start:], config, moved) + start
-    device = hidden.device
+    strategy, device = strategies.get(config.strategy), hidden.device
+    kept = [torch.empty(0, dtype=torch.long, device=device)]
+    for plan in plan_pools(spans, valid, config, pivots):
+        visual = to_device(plan.visual, device)
+        if plan.kept < plan.visual.size:
+            rows = slice(int(plan.visual[0]), int(plan.visual[-1]) + 1)
+            given = (plan.kept, plan.image_pivots, plan.takes, plan.forced, rows)
+            visual = strategy(Pool(hidden, keys, visual, to_device(plan.text, device), *given), config)
+        kept.append(visual)
+    return torch.cat(kept).sort().values
+
+
+def plan_pools(
+    spans: np.ndarray, valid: np.ndarray | None, config: DartConfig, pivots: Sequence[int] | None = None
+) -> list[PoolPlan]:
+    """The pools of one sample; see `select_row`. Raises ValueError for forced `pivots` that cannot be."""
     visual = np.flatnonzero(spans)
     if visual.size == 0:
-        return torch.empty(0, dtype=torch.long, device=device)
+        return []
     after = np.arange(visual[-1] + 1, spans.size)
     text = after if valid is None else after[valid[after]]
-    strategy = strategies.get(config.strategy)
-    kept = []
+    plans = []
     for positions, budget in _pools(visual, spans, config):
-        forced = None
         if pivots is None:
-            count, images, takes = config.plan(positions.size, budget, text.size)
-        else:
-            forced = _forced(pivots, visual, positions, text)
-            images = int(np.isin(forced, positions).sum())
-            counts = replace(config, image_pivots=images, text_pivots=len(forced) - images)
-            count, images, takes = counts.plan(positions.size, budget)
-        pool_visual, pool_text = torch.from_numpy(positions).to(device), torch.from_numpy(text).to(device)
-        if count < positions.size:
-            rows = slice(int(positions[0]), int(positions[-1]) + 1)
-            pool = Pool(hidden, keys, pool_visual, pool_text, count, images, takes, forced, rows)
-            pool_visual = strategy(pool, config)
-        kept.append(pool_visual)
-    return torch.cat(kept).sort().values
+            plans.append(PoolPlan(positions, text, *config.plan(positions.size, budget, text.size)))
+            continue
+        forced = _forced(pivots, visual, positions, text)
+        images = int(np.isin(forced, positions).sum())
+        counts = replace(config, image_pivots=images, text_pivots=len(forced) - images)
+        plans.append(PoolPlan(positions, text, *counts.plan(positions.size, budget), forced))
+    return plans
 
 
 def _forced(pivots: Sequence[int], visual: np.ndarray, positions: np.ndarray, text: np.ndarray) -> list[int]:
@@ -129,3 +208,13 @@ def _pools(visual: np.ndarray, spans: np.ndarray, config: DartConfig) -> list[tu
             whole[k] += 1
         shares = [float(w) for w in whole]
     return list(zip(groups, shares, strict=True))
+
+
+def norm_in_blocks(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """`norm(hidden)` [B, S, D]; its temporaries, in float32 and several at once, are those of one block of tokens."""
+    if hidden.shape[1] <= NORM_BLOCK:
+        return norm(hidden)
+    out = torch.empty_like(hidden)
+    for start in range(0, hidden.shape[1], NORM_BLOCK):
+        out[:, start : start + NORM_BLOCK] = norm(hidden[:, start : start + NORM_BLOCK])
+    return out

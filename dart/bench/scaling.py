@@ -24,8 +24,7 @@ from dart.bench._report import provenance, write_json
 from dart.bench.ceilings import seconds_of
 from dart.bench.phases import peak_bytes
 from dart.bench.plot import Curve, line_chart
-from dart.pruner import norm_in_blocks
-from dart.selection import select_row
+from dart.selection import norm_in_blocks, select_row
 
 WIDTH, KV_HEADS, HEAD_DIM = 3584, 4, 128
 TEXT, SPAN = 35, 1024

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from dart.config import DartConfig
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """What the host knows of one pool before its selection.
+
+    visual, text: int64 arrays [N], [M] of ascending positions; kept: tokens to keep (< N); image_pivots: pivots among
+    the visual tokens; takes: tokens each visited pivot takes; forced: pivots in visiting order, or None.
+    """
+
+    visual: np.ndarray
+    text: np.ndarray
+    kept: int
+    image_pivots: int
+    takes: list[int]
+    forced: list[int] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,8 +55,33 @@ class Pool:
         return self.rows.start or 0
 
 
+@dataclass(frozen=True)
+class Batch:
+    """All pools of all samples of one forward.
+
+    hidden: [B, S, D], to which `norm` (the model's final one, or None) is still to be applied; keys: [B, H, S, Dh].
+    pools: of every sample; always: bool array [B, S] of the positions that stay in any case.
+    """
+
+    hidden: torch.Tensor
+    norm: Any
+    keys: torch.Tensor
+    pools: list[list[PoolPlan]]
+    always: np.ndarray
+
+    @property
+    def widths(self) -> list[int]:
+        """How many positions stay, per sample."""
+        fixed = self.always.sum(1).tolist()
+        return [count + sum(pool.kept for pool in row) for count, row in zip(fixed, self.pools, strict=True)]
+
+
 class Strategy(Protocol):
-    """`__call__(pool, config)` -> LongTensor [pool.kept] of positions, any order, without repeats."""
+    """`__call__(pool, config)` -> LongTensor [pool.kept] of positions, any order, without repeats.
+
+    A strategy may also have `batched(batch, config)`, which selects for a whole `Batch`: LongTensor [B, max(widths)] of
+    the positions that stay, ascending, `PADDING` in front; or None where it does not, and the pools come one by one.
+    """
 
     def __call__(self, pool: Pool, config: DartConfig) -> torch.Tensor: ...
 

@@ -1,16 +1,23 @@
-"""DART's selection (arXiv 2502.11494, section 3): pivots by key norm, then the tokens that resemble them least."""
+"""DART's selection (arXiv 2502.11494, section 3): pivots by key norm, then the tokens that resemble them least.
+
+Two arithmetics for one method. `pivot_order="norm"`: float32 whatever the model's dtype is, and of equals the first
+token wins, so that every device and the kernels in `dart.kernels` choose alike. `pivot_order="original"`: the research
+code's own roundings and ties, which its published numbers rest on.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch.nn.functional import normalize
 
+from dart import kernels
 from dart.config import DartConfig
-from dart.strategies.base import Pool, register
+from dart.strategies.base import Batch, Pool, register
 
 COSINE_EPS = 1e-8
-CPU_BLOCK_ROWS = 512
-NORM_PIECES = 8
+CPU_BLOCK_ROWS = 256
+INDEX_BITS = 32
+SIGN_MASK = 0x7FFFFFFF
 
 
 def visiting_order(pivots: torch.Tensor, order: str) -> torch.Tensor:
@@ -20,43 +27,65 @@ def visiting_order(pivots: torch.Tensor, order: str) -> torch.Tensor:
     return torch.tensor(list(set(pivots.cpu().numpy().tolist())), dtype=torch.long).to(pivots.device)
 
 
-def similarities(pivots: torch.Tensor, hidden: torch.Tensor, visual: torch.Tensor, faithful: bool) -> torch.Tensor:
-    """Cosine similarity [P, N] of every pivot [P, D] to every visual token (LongTensor [N] of rows of `hidden` [S, D]).
-
-    One matrix product of the normalised rows. `faithful` rounds step by step in the model's own half precision, as the
-    research code does: with thousands of near ties there, only the same rounding gives the same tokens.
-    """
-    if faithful and hidden.dtype != torch.float32:
-        chosen = normalize(pivots, dim=-1, eps=COSINE_EPS)
-        parts = (normalize(part, dim=-1, eps=COSINE_EPS) for part in _row_blocks(hidden))
-        products = torch.cat([torch.stack([(row * part).sum(-1) for row in chosen]) for part in parts], 1)
-        return products.index_select(-1, visual)
-    chosen = normalize(pivots.float(), dim=-1, eps=COSINE_EPS)
-    # All of `hidden` is multiplied where it lies: picking the visual rows first would copy the largest operand. It
-    # stays in half precision; the product accumulates in float32, and the norms divide afterwards.
-    products = (chosen.to(hidden.dtype) @ hidden.T).float() / _row_norms(hidden).clamp_min(COSINE_EPS)
-    return products.index_select(-1, visual)
-
-
-def _row_blocks(rows: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, ...]:
-    """Views of `rows` along `dim`: on a CPU small ones, so that temporaries stay in its cache; elsewhere the whole."""
-    return rows.split(CPU_BLOCK_ROWS, dim) if rows.device.type == "cpu" else (rows,)
-
-
-def _row_norms(hidden: torch.Tensor) -> torch.Tensor:
-    """float32 L2 norms [S] of the rows of `hidden` [S, D].
-
-    From the norms of pieces of each row: reducing in half precision rounds every result, pieces average that out to
-    less than the product's own rounding, and a conversion of all of `hidden` would take longer than the product.
-    """
-    pieces = next(n for n in (NORM_PIECES, 1) if hidden.shape[-1] % n == 0)
-    parts = torch.linalg.vector_norm(hidden.unflatten(-1, (pieces, -1)), dim=-1)
-    return torch.linalg.vector_norm(parts.float(), dim=-1)
-
-
 def key_norms(keys: torch.Tensor) -> torch.Tensor:
-    """The paper's K-norm [S] of `keys` [H, S, Dh]: L1 over heads and dimensions, in the keys' dtype."""
-    return torch.cat([block.abs().sum((0, 2)) for block in _row_blocks(keys, 1)])
+    """The paper's K-norm of `keys` [H, S, Dh]: L1 over heads and dimensions, float32 [S]."""
+    if keys.device.type != "cpu":
+        return keys.abs().sum((0, 2), dtype=torch.float32)
+    heads, tokens, width = keys.shape
+    block = torch.empty(min(tokens, CPU_BLOCK_ROWS), heads, width)
+    norms = torch.empty(tokens)
+    for start in range(0, tokens, CPU_BLOCK_ROWS):
+        part = keys[:, start : start + CPU_BLOCK_ROWS].transpose(0, 1)
+        rows = block[: len(part)].copy_(part).abs_().flatten(1)
+        torch.sum(rows, -1, out=norms[start : start + len(part)])
+    return norms
+
+
+def similarities(pivots: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """float32 [P, S]: cosine similarity of `pivots` [P, D] and the rows of `hidden` [S, D], times the pivot's norm.
+
+    That norm changes no pivot's order of the tokens. Products and norms are those of float32.
+    """
+    if hidden.device.type != "cpu":
+        norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+        return _products(pivots, hidden) / norms.clamp_min_(COSINE_EPS)
+    # In blocks: what is converted stays in the CPU's cache for the product and the norm.
+    block = torch.empty(min(len(hidden), CPU_BLOCK_ROWS), hidden.shape[1])
+    products, norms = torch.empty(len(pivots), len(hidden)), torch.empty(len(hidden))
+    chosen = pivots.float()
+    for start in range(0, len(hidden), CPU_BLOCK_ROWS):
+        part = hidden[start : start + CPU_BLOCK_ROWS]
+        rows = part if part.dtype == torch.float32 else block[: len(part)].copy_(part)
+        products[:, start : start + len(part)] = chosen @ rows.T
+        torch.linalg.vector_norm(rows, dim=-1, out=norms[start : start + len(part)])
+    return products / norms.clamp_min_(COSINE_EPS)
+
+
+def _products(pivots: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """float32 [P, S] on a device, without a float32 copy of `hidden`."""
+    if hidden.dtype == torch.float32:
+        return pivots @ hidden.T
+    return torch.mm(pivots, hidden.T, out_dtype=torch.float32)
+
+
+def rounded_similarities(pivots: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Cosine similarity [P, S] in the dtype of `hidden` [S, D], rounded step by step as the research code does.
+
+    With thousands of near ties in half precision, only the same rounding gives the same tokens.
+    """
+    chosen = normalize(pivots, dim=-1, eps=COSINE_EPS)
+    if hidden.dtype == torch.float32:
+        return chosen @ hidden.T / torch.linalg.vector_norm(hidden, dim=-1).clamp_min_(COSINE_EPS)
+    blocks = hidden.split(CPU_BLOCK_ROWS) if hidden.device.type == "cpu" else (hidden,)
+    parts = (normalize(block, dim=-1, eps=COSINE_EPS) for block in blocks)
+    return torch.cat([torch.stack([(row * part).sum(-1) for row in chosen]) for part in parts], 1)
+
+
+def without_ties(scores: torch.Tensor) -> torch.Tensor:
+    """LongTensor [..., N] that sorts as the float32 `scores` [..., N] do, equals by their index."""
+    bits = torch.where(scores == 0, 0.0, scores).view(torch.int32)  # -0.0 and 0.0 are equal
+    ordered = bits ^ ((bits >> (INDEX_BITS - 1)) & SIGN_MASK)
+    return (ordered.long() << INDEX_BITS) | torch.arange(scores.shape[-1], device=scores.device)
 
 
 @register("dart")
@@ -64,27 +93,56 @@ class Dart:
     """Equations of section 3.2: each pivot in turn takes the least similar of the tokens nobody took yet."""
 
     def __call__(self, pool: Pool, config: DartConfig) -> torch.Tensor:
-        visual = pool.visual
+        visual, faithful = pool.visual, config.pivot_order == "original"
         if pool.forced is not None:
             pivots = torch.tensor(pool.forced, dtype=torch.long, device=visual.device)
             own = torch.isin(visual, pivots).int().topk(pool.image_pivots).indices
         else:
             norms = key_norms(pool.keys[:, pool.rows]).index_select(0, visual - pool.first_row)
-            own = norms.topk(pool.image_pivots).indices
-            texts = key_norms(pool.keys.index_select(1, pool.text)).topk(len(pool.takes) - pool.image_pivots).indices
+            own = _largest(norms, pool.image_pivots, pool.keys.dtype, faithful)
+            norms = key_norms(pool.keys.index_select(1, pool.text))
+            texts = _largest(norms, len(pool.takes) - pool.image_pivots, pool.keys.dtype, faithful)
             pivots = visiting_order(torch.cat([visual[own], pool.text[texts]]), config.pivot_order)
-        kept = [visual[own]]
-        left = visual[_rest(visual.numel(), own)]
         chosen, rows = pool.hidden.index_select(0, pivots), pool.hidden[pool.rows]
-        scores = similarities(chosen, rows, left - pool.first_row, faithful=config.pivot_order == "original")
-        for row, take in enumerate(pool.takes):
-            # Ties are torch.topk's over the tokens that are left, in ascending order, as in the research code.
-            picks = scores[row].neg().topk(take).indices
-            kept.append(left[picks])
-            if row + 1 < len(pool.takes):
-                rest = _rest(left.numel(), picks)
-                left, scores = left[rest], scores.index_select(-1, rest)
-        return torch.cat(kept)
+        # All rows are multiplied where they lie: picking the visual ones first would copy the largest operand.
+        scores = (rounded_similarities if faithful else similarities)(chosen, rows)
+        scores = scores.index_select(-1, visual - pool.first_row)
+        picks = rounds_with_ties(scores, own, pool.takes) if faithful else rounds(without_ties(scores), own, pool.takes)
+        return visual[torch.cat([own, picks])]
+
+    def batched(self, batch: Batch, config: DartConfig) -> torch.Tensor | None:
+        """The same for all pools of all samples at once, on a GPU; None where `dart.kernels` does not do it."""
+        return kernels.select_rows(batch, config)
+
+
+def _largest(norms: torch.Tensor, count: int, dtype: torch.dtype, faithful: bool) -> torch.Tensor:
+    """Indices [count] of the largest `norms` (float32 [N]), falling. `faithful`: rounded to `dtype`, torch's ties."""
+    if faithful:
+        return norms.to(dtype).topk(count).indices
+    return without_ties(norms.neg()).topk(count, largest=False).indices
+
+
+def rounds(scores: torch.Tensor, own: torch.Tensor, takes: list[int]) -> torch.Tensor:
+    """Indices [sum(takes)] of what the pivots take: row k of `scores` (LongTensor [P, N] without ties, written over)
+    takes the `takes[k]` lowest that no earlier row took; `own` (LongTensor, the pivots among the tokens) are no one's.
+    """
+    picks, taken = [own], torch.iinfo(scores.dtype).max
+    for row, take in enumerate(takes):
+        scores.index_fill_(-1, picks[-1], taken)
+        picks.append(scores[row].topk(take, largest=False).indices)
+    return torch.cat(picks[1:]) if takes else own[:0]
+
+
+def rounds_with_ties(scores: torch.Tensor, own: torch.Tensor, takes: list[int]) -> torch.Tensor:
+    """The same for float `scores` with ties: torch.topk's over the tokens that are left, ascending, as recorded."""
+    left = _rest(scores.shape[-1], own)
+    scores, picks = scores.index_select(-1, left), [own[:0]]
+    for row, take in enumerate(takes):
+        lowest = scores[row].neg().topk(take).indices
+        picks.append(left[lowest])
+        rest = _rest(left.numel(), lowest)
+        left, scores = left[rest], scores.index_select(-1, rest)
+    return torch.cat(picks)
 
 
 def _rest(count: int, gone: torch.Tensor) -> torch.Tensor:
