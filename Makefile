@@ -5,6 +5,10 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 STAMP := $(VENV)/.installed
 
+# Interprets and compiles the kernels in the tests, without a GPU; 200 MB, so that the demo does without.
+TRITON ?= triton==3.7.1
+KERNELS_STAMP := $(VENV)/.kernels-installed
+
 LMMS := .venv-lmms
 LMMS_STAMP := $(LMMS)/.installed
 
@@ -37,8 +41,12 @@ $(LMMS_STAMP): pyproject.toml
 demo: setup
 	$(VENV)/bin/python scripts/demo.py
 
-test: setup
+test: $(KERNELS_STAMP)
 	$(VENV)/bin/python -m pytest
+
+$(KERNELS_STAMP): $(STAMP)
+	test "$$(uname -s)" != Linux || $(VENV)/bin/pip install --quiet "$(TRITON)"
+	touch $(KERNELS_STAMP)
 
 test-lmms: setup-lmms
 	$(LMMS)/bin/python -m pytest -p lmms_eval_dart.testing tests/test_lmms_*.py

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
+from dart import kernels
+
 PADDING = -1  # a slot of a shortened row that holds no token
 
 
@@ -23,6 +25,19 @@ def gather_tokens(tensor: torch.Tensor, rows: torch.Tensor, dim: int) -> torch.T
     shape[dim] = count
     tail = (1,) * (-1 - dim)
     return tensor.gather(tensor.ndim + dim, index.view(size, count, *tail).expand(shape))
+
+
+def gather_inputs(
+    rows: torch.Tensor, hidden: torch.Tensor, angles: Any, positions: torch.Tensor | None
+) -> tuple[torch.Tensor, Any, torch.Tensor | None]:
+    """`rows` of what a layer is given: hidden states [B, S, D], cos and sin [..., B or 1, S, h], or None, and
+    positions [..., B or 1, S], or None."""
+    gathered = kernels.gather(rows, hidden, angles, positions)
+    if gathered is not None:
+        return gathered
+    angles = None if angles is None else tuple(gather_tokens(each, rows, -2) for each in angles)
+    positions = None if positions is None else gather_tokens(positions, rows, -1)
+    return gather_tokens(hidden, rows, -2), angles, positions
 
 
 def gather_mask(

@@ -25,13 +25,14 @@ from dart.config import DartConfig
 from dart.continuation import Continuation
 from dart.embeddings import prune_embeddings
 from dart.families import adapter_for
-from dart.masks import gather_mask, gather_tokens
+from dart.masks import gather_inputs, gather_mask
 from dart.selection import select_rows
 from dart.static_cache import fit, forget_open, is_static, remember_open, step_mask, visible_to_last
 from dart.transfer import HostCopy
 
 logger = logging.getLogger(__name__)
 ATTACHED = "_dart_handle"
+POSITIONS = ("position_embeddings", "position_ids")  # a decoder layer's arguments
 
 
 @dataclass(frozen=True)
@@ -213,10 +214,13 @@ class PruneHandle:
             fit(cache, self.config.layer, 0 if rows is None else length - rows.shape[1])
         if rows is None and state is None:
             return None
-        self._step = self._make_step(rows, state, cache, past, hidden, kwargs)
-        if self._step.rows is not None:
-            hidden = gather_tokens(hidden, self._step.rows, -2)
-        kwargs = {**kwargs, **self._step.replace}
+        after = self.states.advance(cache, state, rows, past, hidden, self.ragged)
+        changed = {"attention_mask": self._shorter_mask(rows, after, cache, past, hidden, kwargs)}
+        if rows is not None:
+            hidden, inputs = self._gather(rows, hidden, kwargs)
+            changed |= inputs
+        self._step = _Step(rows, changed)
+        kwargs = {**kwargs, **changed}
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
@@ -225,7 +229,7 @@ class PruneHandle:
         return None if self._step is None else (args, {**kwargs, **self._step.replace})
 
     def _hide_gaps(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        """At layer 0 the decoder itself is given positions with gaps; see `_gather_positions`."""
+        """At layer 0 the decoder itself is given positions with gaps; see `_gather`."""
         return (args, {**kwargs, "position_ids": None}) if self._flash and "position_ids" in kwargs else None
 
     # The work behind them.
@@ -260,21 +264,6 @@ class PruneHandle:
         self.last = PruneReport(before, after, length, max(widths), self.config.layer, layers, rows, visual)
         return rows
 
-    def _make_step(
-        self,
-        rows: torch.Tensor | None,
-        state: Kept | None,
-        cache: Cache | None,
-        past: int,
-        hidden: torch.Tensor,
-        kwargs: dict,
-    ) -> _Step:
-        after = self.states.advance(cache, state, rows, past, hidden, self.ragged)
-        replace: dict[str, Any] = {"attention_mask": self._shorter_mask(rows, after, cache, past, hidden, kwargs)}
-        if rows is not None:
-            replace |= self._gather_positions(rows, kwargs)
-        return _Step(rows, replace)
-
     def _shorter_mask(
         self,
         rows: torch.Tensor | None,
@@ -299,14 +288,12 @@ class PruneHandle:
             remember_open(cache, layer, mask, columns, filled)
         return mask
 
-    def _gather_positions(self, rows: torch.Tensor, kwargs: dict) -> dict[str, Any]:
-        replace: dict[str, Any] = {}
-        if kwargs.get("position_embeddings") is not None:
-            replace["position_embeddings"] = tuple(gather_tokens(t, rows, -2) for t in kwargs["position_embeddings"])
-        if kwargs.get("position_ids") is not None:
-            # transformers reads gaps in position_ids as several packed sequences; flash attention needs none of them.
-            replace["position_ids"] = None if self._flash else gather_tokens(kwargs["position_ids"], rows, -1)
-        return replace
+    def _gather(self, rows: torch.Tensor, hidden: torch.Tensor, kwargs: dict) -> tuple[torch.Tensor, dict[str, Any]]:
+        """The kept rows of the hidden states, and of what tells the later layers their positions."""
+        angles, positions = (kwargs.get(name) for name in POSITIONS)
+        # transformers reads gaps in position_ids as several packed sequences; flash attention needs none of them.
+        hidden, *gathered = gather_inputs(rows, hidden, angles, None if self._flash else positions)
+        return hidden, {name: each for name, each in zip(POSITIONS, gathered, strict=True) if name in kwargs}
 
 
 def prune(model: nn.Module, config: DartConfig | None = None) -> PruneHandle:

@@ -16,11 +16,10 @@ from torch.nn.functional import pad
 
 from dart import strategies
 from dart.config import DartConfig
+from dart.final_norm import norm_in_blocks
 from dart.masks import PADDING
 from dart.strategies.base import Batch, Pool, PoolPlan
 from dart.transfer import HostCopy, to_device
-
-NORM_BLOCK = 4096  # tokens
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ def select_rows(
 ) -> Left | None:
     """Text and padding stay with the visual tokens that are chosen; None: everything stays.
 
-    hidden: [B, S, D], before the final norm `norm`; keys: [B, H, S, Dh]; spans: int [B, S] on the host, 0 = text, k =
-    visual span k; valid: bool [1 or B, S], False = padding.
+    hidden: [B, S, D], before the final norm `norm` (None: behind it); keys: [B, H, S, Dh]; spans: int [B, S] on the
+    host, 0 = text, k = visual span k; valid: bool [1 or B, S], False = padding.
     """
     batch = plan_batch(hidden, norm, keys, spans, valid, config)
     widths = batch.widths
@@ -208,13 +207,3 @@ def _pools(visual: np.ndarray, spans: np.ndarray, config: DartConfig) -> list[tu
             whole[k] += 1
         shares = [float(w) for w in whole]
     return list(zip(groups, shares, strict=True))
-
-
-def norm_in_blocks(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """`norm(hidden)` [B, S, D]; its temporaries, in float32 and several at once, are those of one block of tokens."""
-    if hidden.shape[1] <= NORM_BLOCK:
-        return norm(hidden)
-    out = torch.empty_like(hidden)
-    for start in range(0, hidden.shape[1], NORM_BLOCK):
-        out[:, start : start + NORM_BLOCK] = norm(hidden[:, start : start + NORM_BLOCK])
-    return out

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+if not torch.cuda.is_available():
+    # Before anything imports Triton (transformers' models do): its functions are interpreted or compiled from then on.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from safetensors.torch import load_file  # noqa: E402
+from transformers import (  # noqa: E402
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 IMAGE_TOKEN = 99

@@ -24,7 +24,8 @@ from dart.bench._report import provenance, write_json
 from dart.bench.ceilings import seconds_of
 from dart.bench.phases import peak_bytes
 from dart.bench.plot import Curve, line_chart
-from dart.selection import norm_in_blocks, select_row
+from dart.final_norm import norm_in_blocks
+from dart.selection import select_row
 
 WIDTH, KV_HEADS, HEAD_DIM = 3584, 4, 128
 TEXT, SPAN = 35, 1024

@@ -1,5 +1,71 @@
+"""The selection and the gathering behind it as Triton kernels, and when they run.
+
+`DART_KERNELS=auto` (the default): for CUDA tensors where Triton is installed. `torch`: never. `triton`: always, on a
+CPU through Triton's interpreter (`TRITON_INTERPRET=1`, slow: for tests).
+"""
+
 from __future__ import annotations
 
+import functools
+import importlib.util
+import logging
+import os
+from typing import TYPE_CHECKING, Any
 
-def select_rows(batch, config):
-    return None
+import torch
+
+if TYPE_CHECKING:
+    from dart.config import DartConfig
+    from dart.strategies.base import Batch
+
+logger = logging.getLogger(__name__)
+VARIABLE, MODES = "DART_KERNELS", ("auto", "triton", "torch")
+INTERPRETER = "TRITON_INTERPRET"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+Inputs = tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, torch.Tensor | None]
+
+
+def active(device: torch.device) -> bool:
+    """Do the kernels run for tensors there? Raises ValueError for a wrong DART_KERNELS, or one that cannot be."""
+    mode = os.environ.get(VARIABLE, "auto")
+    if mode not in MODES:
+        raise ValueError(f"{VARIABLE} must be one of {', '.join(MODES)}, got {mode!r}")
+    if mode == "torch":
+        return False
+    cuda, found = device.type == "cuda", importlib.util.find_spec("triton") is not None
+    if mode == "triton" and not found:
+        raise ValueError(f"{VARIABLE}=triton, but triton is not installed: pip install triton")
+    if mode == "triton" and not cuda and os.environ.get(INTERPRETER) != "1":
+        raise ValueError(f"{VARIABLE}=triton on {device} needs {INTERPRETER}=1, set before Python starts")
+    if cuda and not found:
+        _say_once("triton is not installed: DART selects with torch's own operations, which takes longer")
+    return found and (cuda or mode == "triton")
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    logger.warning(line)
+
+
+def select_rows(batch: Batch, config: DartConfig) -> torch.Tensor | None:
+    """`Strategy.batched` of the strategy `dart`; None where torch has to do it.
+
+    That is: without kernels, for `pivot_order="original"` (CPython's set order needs the host) and for dtypes that
+    the kernels do not know.
+    """
+    if config.pivot_order != "norm" or batch.hidden.dtype not in DTYPES or not active(batch.hidden.device):
+        return None
+    from dart.kernels.launch import Selection
+
+    return Selection.of(batch).run(batch.hidden, batch.norm, batch.keys)
+
+
+def gather(rows: torch.Tensor, hidden: torch.Tensor, angles: Any, positions: Any) -> Inputs | None:
+    """`dart.masks.gather_inputs` in one launch; None where torch has to do it (under autograd, too)."""
+    given = (*(angles or ()), *(() if positions is None else (positions,)))
+    recorded = torch.is_grad_enabled() and any(each.requires_grad for each in (hidden, *given))
+    if recorded or any(each.device != hidden.device for each in given) or not active(hidden.device):
+        return None
+    from dart.kernels.launch import gather as launched
+
+    return launched(rows, hidden, angles, positions)

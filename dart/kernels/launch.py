@@ -1,0 +1,284 @@
+"""From a batch's plan to the kernels' arguments. Sizes, offsets and grids are the host's: it waits for no launch."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+
+from dart.final_norm import norm_in_blocks, rms_norm
+from dart.kernels import device as kernels
+from dart.strategies.base import Batch, PoolPlan
+from dart.transfer import to_device
+
+MIN_SLOTS = 16  # pivots: the smallest side of a matrix product
+NORM_ROWS, NORM_COLUMNS = 8, 1024
+PIVOT_BLOCK = 4096
+SCORE_ROWS, SCORE_BYTES = 16, 512  # of one row in one step
+RANK_ROWS, RANK_BLOCK = 64, 64
+ROUND_BLOCK = 1024
+GATHER_BLOCK = 1024
+WIDE_WARPS = 8  # of programs that work alone on a pool
+# Up to here all pairs of tokens are compared; a radix sort of more is cheaper (docs/kernels.md).
+RANK_LIMIT = 8192
+INT_BYTES = 4
+
+
+class _Table:
+    """The rows of `pools`, `takes` and `limits`, and the positions that they point into."""
+
+    def __init__(self, slots: int):
+        self.slots = slots
+        self.positions: list[np.ndarray] = []
+        self.pools: list[list[int]] = []
+        self.takes: list[list[int]] = []
+        self.counts: list[tuple[int, int]] = []
+        self._end = self._scores = 0
+
+    def add(self, row: int, pools: list[PoolPlan]) -> None:
+        """The pools of one row of the batch. A row without any gets an empty one, whose program writes it down."""
+        texts = self._append(pools[0].text) if pools else 0
+        for pool in pools:
+            count, pivots = pool.visual.size, len(pool.takes)
+            place = (row, self._append(pool.visual), count, texts, pool.text.size)
+            self._put([*place, pool.image_pivots, pivots, self._scores, len(pools)], pool.takes)
+            self._scores += count * pivots
+        if not pools:
+            self._put([row, 0, 0, 0, 0, 0, 0, 0, 1], [])
+
+    def _append(self, positions: np.ndarray) -> int:
+        """Where they begin."""
+        self.positions.append(positions)
+        self._end += positions.size
+        return self._end - positions.size
+
+    def _put(self, fields: list[int], takes: list[int]) -> None:
+        self.pools.append(fields)
+        self.takes.append(takes + [0] * (self.slots - len(takes)))
+        self.counts.append((fields[2], len(takes)))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One batch's plan on the device. `run` may be called again, and recorded as a CUDA graph, for prompts alike.
+
+    positions, pools, takes, limits, padding, always: what `dart.kernels.device` says; counts: visual tokens and pivots
+    of each pool; left: positions that stay in the widest row.
+    """
+
+    positions: torch.Tensor
+    pools: torch.Tensor
+    takes: torch.Tensor
+    limits: torch.Tensor
+    padding: torch.Tensor
+    always: torch.Tensor
+    counts: list[tuple[int, int]]
+    left: int
+
+    @classmethod
+    def of(cls, batch: Batch) -> Selection:
+        """Everything goes to the device in one copy."""
+        most = max((len(pool.takes) for row in batch.pools for pool in row), default=0)
+        table = _Table(triton.next_power_of_2(max(MIN_SLOTS, most)))
+        for row, pools in enumerate(batch.pools):
+            table.add(row, pools)
+        widths, takes = batch.widths, np.array(table.takes)
+        flags = batch.always.astype(np.uint8).ravel()
+        parts = [
+            np.concatenate([np.zeros(0, dtype=np.int64), *table.positions]),
+            np.array(table.pools),
+            takes,
+            takes.cumsum(1),
+            np.array([max(widths) - width for width in widths]),
+            np.pad(flags, (0, -flags.size % INT_BYTES)).view(np.int32),
+        ]
+        packed = to_device(
+            np.concatenate([part.ravel() for part in parts], dtype=np.int32, casting="unsafe"), _of(batch)
+        )
+        split = [each.view(part.shape) for each, part in zip(packed.split([p.size for p in parts]), parts, strict=True)]
+        always = split[-1].view(torch.uint8)[: flags.size].view(batch.always.shape)
+        positions, pools, taken, limits, padding, _ = split
+        return cls(positions, pools, taken, limits, padding, always, table.counts, max(widths))
+
+    def run(self, hidden: torch.Tensor, norm: Any, keys: torch.Tensor) -> torch.Tensor:
+        """LongTensor [B, left] of the positions that stay; see `Batch` for the arguments."""
+        hidden, keys = (each if each.stride(-1) == 1 else each.contiguous() for each in (hidden, keys))
+        with _on(hidden.device):
+            state, norms, finished = self._norms(keys)
+            pivots = self._pivots(norms, state)
+            order = self._order(hidden, norm, pivots, state)
+            return self._rounds(order, state, finished)
+
+    @property
+    def _slots(self) -> int:
+        return self.takes.shape[1]
+
+    def _new(self, *shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device=self.pools.device)
+
+    def _norms(self, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """K-norms float32 [B, S], the state uint8 [B, S] and finished pools int32 [B], both as they begin."""
+        size, heads, tokens, width = keys.shape
+        state, norms = torch.empty_like(self.always), self._new(size, tokens, dtype=torch.float32)
+        finished = self._new(size)
+        kernels.norms_kernel[triton.cdiv(tokens, NORM_ROWS), size](
+            keys,
+            norms,
+            self.always,
+            state,
+            finished,
+            *keys.stride()[:3],
+            tokens,
+            heads * width,
+            HEAD=width,
+            ROWS=NORM_ROWS,
+            COLUMNS=min(NORM_COLUMNS, triton.next_power_of_2(heads * width)),
+        )
+        return state, norms, finished
+
+    def _pivots(self, norms: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """int32 [G, slots]; those among the visual tokens are marked in `state`."""
+        pivots = self._new(len(self.counts), self._slots)
+        kernels.pivots_kernel[len(self.counts),](
+            norms,
+            self.positions,
+            self.pools,
+            pivots,
+            state,
+            norms.shape[1],
+            SLOTS=self._slots,
+            BLOCK=PIVOT_BLOCK,
+            num_warps=WIDE_WARPS,
+        )
+        return pivots
+
+    def _order(self, hidden: torch.Tensor, norm: Any, pivots: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """For each pool and pivot, the indices of its visual tokens from the least similar one on, int32."""
+        scores = self._scores(hidden, norm, pivots, state)
+        widest = max(count for count, _ in self.counts)
+        if widest > RANK_LIMIT:
+            rows = [pool.view(-1, count) for pool, count in self._by_pool(scores)]
+            return torch.cat([row.sort(stable=True).indices.int().flatten() for row in rows])
+        order = torch.empty_like(scores)
+        most = max(pivots for _, pivots in self.counts)
+        kernels.ranks_kernel[triton.cdiv(widest, RANK_ROWS), most, len(self.counts)](
+            self.pools,
+            self.limits,
+            scores,
+            order,
+            SLOTS=self._slots,
+            ROWS=RANK_ROWS,
+            BLOCK=RANK_BLOCK,
+        )
+        return order
+
+    def _by_pool(self, scores: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
+        """(scores, number of tokens) of each pool that has any."""
+        sizes = [count * pivots for count, pivots in self.counts]
+        pools = zip(scores.split(sizes), self.counts, strict=True)
+        return [(pool, count) for pool, (count, _) in pools if pool.numel()]
+
+    def _scores(self, hidden: torch.Tensor, norm: Any, pivots: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
+        """Of each pool [pivots, tokens], one pool behind the other, int32."""
+        weight, eps, fused = hidden, 0.0, None if norm is None else rms_norm(norm, hidden)
+        if fused is not None:
+            weight, eps = fused
+        elif norm is not None:
+            hidden = norm_in_blocks(norm, hidden)
+        scores = self._new(sum(count * pivots for count, pivots in self.counts))
+        widest = max(count for count, _ in self.counts)
+        kernels.scores_kernel[triton.cdiv(widest, SCORE_ROWS), len(self.counts)](
+            hidden,
+            weight,
+            eps,
+            self.positions,
+            self.pools,
+            pivots,
+            state,
+            scores,
+            *hidden.stride()[:2],
+            state.shape[1],
+            hidden.shape[-1],
+            NORM=fused is not None,
+            INTERPRETED=hidden.device.type == "cpu",
+            SLOTS=self._slots,
+            ROWS=SCORE_ROWS,
+            COLUMNS=SCORE_BYTES // hidden.element_size(),
+        )
+        return scores
+
+    def _rounds(self, order: torch.Tensor, state: torch.Tensor, finished: torch.Tensor) -> torch.Tensor:
+        rows = self._new(len(state), self.left, dtype=torch.int64)
+        kernels.rounds_kernel[len(self.counts),](
+            self.positions,
+            self.pools,
+            self.takes,
+            self.limits,
+            order,
+            state,
+            finished,
+            self.padding,
+            rows,
+            state.shape[1],
+            self.left,
+            SLOTS=self._slots,
+            BLOCK=ROUND_BLOCK,
+            num_warps=WIDE_WARPS,
+        )
+        return rows
+
+
+def gather(
+    rows: torch.Tensor, hidden: torch.Tensor, angles: tuple[torch.Tensor, ...] | None, positions: torch.Tensor | None
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, torch.Tensor | None]:
+    """`dart.masks.gather_inputs`: rows LongTensor [B, n]; hidden [B, S, D]; angles: cos and sin, [..., B or 1, S, h];
+    positions: LongTensor [..., B or 1, S]."""
+    size, left = rows.shape
+    hidden = hidden if hidden.stride(-1) == 1 else hidden.contiguous()
+    out = hidden.new_empty(size, left, hidden.shape[-1])
+    cos, sin = (hidden[:0], hidden[:0]) if angles is None else (each.contiguous() for each in angles)
+    places = rows[:0] if positions is None else positions.contiguous()
+    angle_shape = (*cos.shape[:-3], size, left, cos.shape[-1])
+    turned = () if angles is None else (cos.new_empty(angle_shape), sin.new_empty(angle_shape))
+    placed = None if positions is None else places.new_empty(*places.shape[:-2], size, left)
+    angle_strides = _strides(cos.shape[:-1], cos.shape[-1]) if turned else (0, 0, 0, 0)
+    place_strides = _strides(places.shape, 1) if placed is not None else (0, 0, 0, 0)
+    with _on(hidden.device):
+        kernels.gather_kernel[left, size](
+            rows,
+            left,
+            hidden,
+            out,
+            *hidden.stride()[:2],
+            hidden.shape[-1],
+            cos,
+            sin,
+            *(turned or (out, out)),
+            *angle_strides,
+            cos.shape[-1],
+            places,
+            rows if placed is None else placed,
+            *place_strides,
+            BLOCK=min(GATHER_BLOCK, triton.next_power_of_2(hidden.shape[-1])),
+            ANGLE_BLOCK=triton.next_power_of_2(cos.shape[-1]),
+        )
+    return out, turned or None, placed
+
+
+def _strides(shape: torch.Size, width: int) -> tuple[int, int, int, int]:
+    """(axes, and strides of an axis, a row of the batch and a token) of a contiguous [..., B or 1, S] of `width`."""
+    axes, size, tokens = int(np.prod(shape[:-2])), shape[-2], shape[-1]
+    return axes, size * tokens * width, 0 if size == 1 else tokens * width, width
+
+
+def _of(batch: Batch) -> torch.device:
+    return batch.hidden.device
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
