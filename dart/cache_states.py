@@ -85,10 +85,11 @@ class CacheStates:
             if cache is not None:
                 self._states[cache] = after
             return after
-        new = torch.arange(length, device=hidden.device).expand(size, -1) if rows is None else rows
-        new = torch.where(new < 0, new, new + past)
-        old = torch.arange(past, device=hidden.device).expand(size, -1) if state is None else state.columns
-        after = Kept(torch.cat([old, new], 1), past + length, bool(state and state.padded) or ragged)
+        slots = torch.arange(length, device=hidden.device).expand(size, -1) if rows is None else rows
+        if past:
+            old = torch.arange(past, device=hidden.device).expand(size, -1) if state is None else state.columns
+            slots = torch.cat([old, torch.where(slots < 0, slots, slots + past)], 1)
+        after = Kept(slots, past + length, bool(state and state.padded) or ragged)
         if cache is not None:
             self._states[cache] = after
         return after

@@ -96,6 +96,7 @@ class PruneHandle:
         self._spans_read: HostCopy | None = None
         self._valid: torch.Tensor | None = None
         self._valid_read: HostCopy | None = None
+        self._past_read: HostCopy | int = 0
         self._scratch: Cache | None = None
         self._step: _Step | None = None
         self.positions_given = False  # by the caller, for this forward
@@ -118,7 +119,8 @@ class PruneHandle:
             delattr(self.decoder, ATTACHED)
         self.states = CacheStates()
         self._steps = Continuation()
-        self.spans = self._valid = self._spans_read = self._valid_read = self._scratch = self._step = None
+        self.spans = self._valid = self._scratch = self._step = None
+        self._spans_read = self._valid_read = None
 
     def _no_earlier_than(self, layer: int, config: DartConfig) -> DartConfig:
         if config.layer >= layer:
@@ -181,6 +183,10 @@ class PruneHandle:
         if isinstance(mask, torch.Tensor):
             self._valid = mask.bool() if mask.ndim == 2 else visible_to_last(mask)
             self._valid_read = None if self.spans is None else HostCopy(self._valid)
+        cache: Any = kwargs.get("past_key_values")
+        if self.spans is not None and is_static(cache):
+            stored = cache.get_seq_length(0)
+            self._past_read = HostCopy(stored) if isinstance(stored, torch.Tensor) else int(stored)
         self._steps.enter(module, kwargs)
         if self.config.layer == 0:
             return args, prune_embeddings(self, kwargs)
@@ -202,7 +208,7 @@ class PruneHandle:
             if mask is not None:
                 self._step = _Step(None, {"attention_mask": mask})
                 return args, {**kwargs, "attention_mask": mask}
-        past = 0 if cache is None else int(cache.get_seq_length(0)) - length
+        past = self._past(cache, length)
         rows = None
         if self.spans is not None and length > 1:
             keys = self._keys(cache, past, length)
@@ -233,6 +239,14 @@ class PruneHandle:
         return (args, {**kwargs, "position_ids": None}) if self._flash and "position_ids" in kwargs else None
 
     # The work behind them.
+
+    def _past(self, cache: Cache | None, length: int) -> int:
+        """Tokens in the cache before this forward's `length`."""
+        if cache is None:
+            return 0
+        if self.spans is not None and is_static(cache):  # what it holds by now is known to the device alone
+            return self._past_read if isinstance(self._past_read, int) else int(self._past_read.numpy())
+        return int(cache.get_seq_length(0)) - length
 
     @property
     def _flash(self) -> bool:

@@ -79,14 +79,12 @@ def select(
 def _select_batch(
     hidden: torch.Tensor, keys: torch.Tensor, spans: np.ndarray, config: DartConfig, pivots: Sequence[int] | None
 ) -> list[torch.Tensor]:
-    if pivots is None:
-        batch = plan_batch(hidden, None, keys, spans, None, config)
-        batch = replace(batch, always=batch.always & (spans > 0))  # of all positions, the visual ones are asked for
-        rows = _batched(batch, config)
-        if rows is not None:
-            return [row[rows.shape[1] - width :] for row, width in zip(rows, batch.widths, strict=True)]
-    samples = zip(hidden, keys, spans, strict=True)
-    return [select_row(h, k, row, None, config, pivots) for h, k, row in samples]
+    batch = plan_batch(hidden, None, keys, spans, None, config, pivots)
+    batch = replace(batch, always=batch.always & (spans > 0))  # of all positions, the visual ones are asked for
+    rows = _batched(batch, config)
+    if rows is None:
+        return _one_by_one(batch, config)
+    return [row[rows.shape[1] - width :] for row, width in zip(rows, batch.widths, strict=True)]
 
 
 def select_rows(
@@ -102,23 +100,28 @@ def select_rows(
     if min(widths) == spans.shape[1]:
         return None
     rows = _batched(batch, config)
-    if rows is not None:
-        return Left(rows, widths)
-    states, kept = norm_in_blocks(norm, hidden), []
-    for row, (state, key, span) in enumerate(zip(states, keys, spans, strict=True)):
-        chosen = select_row(state, key, span, None if valid is None else valid[row % len(valid)], config)
-        rest = to_device(np.flatnonzero(span == 0), chosen.device)
-        kept.append(torch.cat([rest, chosen]).sort().values)
-    return Left(torch.stack([pad(row, (max(widths) - len(row), 0), value=PADDING) for row in kept]), widths)
+    if rows is None:
+        left = _one_by_one(batch, config)
+        rows = torch.stack([pad(row, (max(widths) - len(row), 0), value=PADDING) for row in left])
+    return Left(rows, widths)
 
 
 def plan_batch(
-    hidden: torch.Tensor, norm: Any, keys: torch.Tensor, spans: np.ndarray, valid: np.ndarray | None, config: DartConfig
+    hidden: torch.Tensor,
+    norm: Any,
+    keys: torch.Tensor,
+    spans: np.ndarray,
+    valid: np.ndarray | None,
+    config: DartConfig,
+    pivots: Sequence[int] | None = None,
 ) -> Batch:
-    """The pools of every sample from which something is dropped; see `select_rows` for the arguments."""
+    """The pools of every sample from which something is dropped; see `select_rows` for the arguments.
+
+    Raises ValueError for forced `pivots` that cannot be.
+    """
     always, pools = np.ones(spans.shape, dtype=bool), []
     for row, span in enumerate(spans):
-        plans = plan_pools(span, None if valid is None else valid[row % len(valid)], config)
+        plans = _plan_pools(span, None if valid is None else valid[row % len(valid)], config, pivots)
         pools.append([plan for plan in plans if plan.kept < plan.visual.size])
         for plan in pools[-1]:
             always[row, plan.visual] = False
@@ -132,50 +135,39 @@ def _batched(batch: Batch, config: DartConfig) -> torch.Tensor | None:
 
 
 @torch.no_grad()
-def select_row(
-    hidden: torch.Tensor,
-    keys: torch.Tensor,
-    spans: np.ndarray,
-    valid: np.ndarray | None,
-    config: DartConfig,
-    pivots: Sequence[int] | None = None,
-) -> torch.Tensor:
-    """One sample. spans: int [S] on the host, 0 = text, k = visual span k; valid: bool [S], False = padding."""
-    if valid is not None and valid.any() and not valid[0]:
-        # Without the padding in front: pivot_order="original" depends on the positions a sample has alone.
-        start = int(valid.argmax())
-        moved = None if pivots is None else [p - start for p in pivots]
-        return select_row(hidden[start:], keys[:, start:], spans[start:], valid[start:], config, moved) + start
-    strategy, device = strategies.get(config.strategy), hidden.device
-    kept = [torch.empty(0, dtype=torch.long, device=device)]
-    for plan in plan_pools(spans, valid, config, pivots):
-        visual = to_device(plan.visual, device)
-        if plan.kept < plan.visual.size:
-            rows = slice(int(plan.visual[0]), int(plan.visual[-1]) + 1)
-            given = (plan.kept, plan.image_pivots, plan.takes, plan.forced, rows)
-            visual = strategy(Pool(hidden, keys, visual, to_device(plan.text, device), *given), config)
-        kept.append(visual)
-    return torch.cat(kept).sort().values
+def _one_by_one(batch: Batch, config: DartConfig) -> list[torch.Tensor]:
+    """LongTensor of the positions that stay, ascending, for each sample."""
+    strategy, device = strategies.get(config.strategy), batch.hidden.device
+    left = []
+    states = norm_in_blocks(batch.norm, batch.hidden)
+    for hidden, keys, plans, always in zip(states, batch.keys, batch.pools, batch.always, strict=True):
+        parts = [to_device(np.flatnonzero(always), device)]
+        for plan in plans:
+            visual, text = to_device(plan.visual, device), to_device(plan.text, device)
+            parts.append(strategy(Pool.of(plan, hidden, keys, visual, text), config))
+        left.append(torch.cat(parts).sort().values)
+    return left
 
 
-def plan_pools(
-    spans: np.ndarray, valid: np.ndarray | None, config: DartConfig, pivots: Sequence[int] | None = None
+def _plan_pools(
+    spans: np.ndarray, valid: np.ndarray | None, config: DartConfig, pivots: Sequence[int] | None
 ) -> list[PoolPlan]:
-    """The pools of one sample; see `select_row`. Raises ValueError for forced `pivots` that cannot be."""
+    """The pools of one sample: spans [S], valid [S]."""
     visual = np.flatnonzero(spans)
     if visual.size == 0:
         return []
     after = np.arange(visual[-1] + 1, spans.size)
     text = after if valid is None else after[valid[after]]
+    start = 0 if valid is None else int(valid.argmax())
     plans = []
     for positions, budget in _pools(visual, spans, config):
         if pivots is None:
-            plans.append(PoolPlan(positions, text, *config.plan(positions.size, budget, text.size)))
+            plans.append(PoolPlan(positions, text, *config.plan(positions.size, budget, text.size), start))
             continue
         forced = _forced(pivots, visual, positions, text)
         images = int(np.isin(forced, positions).sum())
         counts = replace(config, image_pivots=images, text_pivots=len(forced) - images)
-        plans.append(PoolPlan(positions, text, *counts.plan(positions.size, budget), forced))
+        plans.append(PoolPlan(positions, text, *counts.plan(positions.size, budget), start, forced))
     return plans
 
 

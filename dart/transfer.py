@@ -17,7 +17,7 @@ class HostCopy:
         self._array: np.ndarray | None = None
         tensor = tensor.detach()
         if tensor.device.type != "cuda":
-            self._source = tensor.cpu()
+            self._source = tensor.to("cpu", copy=True)  # what is read later is what was there now
             return
         self._source = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         self._source.copy_(tensor, non_blocking=True)

@@ -24,8 +24,7 @@ from dart.bench._report import provenance, write_json
 from dart.bench.ceilings import seconds_of
 from dart.bench.phases import peak_bytes
 from dart.bench.plot import Curve, line_chart
-from dart.final_norm import norm_in_blocks
-from dart.selection import select_row
+from dart.selection import select_rows
 
 WIDTH, KV_HEADS, HEAD_DIM = 3584, 4, 128
 TEXT, SPAN = 35, 1024
@@ -52,13 +51,14 @@ def measure(visual: int, scope: str, keep: float, device: torch.device, dtype: t
     config = dart.DartConfig(keep=keep, scope=scope)
 
     @torch.inference_mode()
-    def work() -> torch.Tensor:
-        return select_row(norm_in_blocks(norm, hidden)[0], keys, spans, None, config)
+    def work() -> list[int]:
+        left = select_rows(hidden, norm, keys[None], spans[None], None, config)
+        return [] if left is None else left.widths
 
     return {
         "scope": scope,
         "visual": visual,
-        "kept": work().numel(),
+        "kept": sum(work()) - 2 * TEXT,
         "ms": round(1000 * seconds_of(work, device, repeats), 3),
         "peak_bytes": peak_bytes(work, device),
         "operand_bytes": sum(each.numel() * each.element_size() for each in (hidden, keys)),

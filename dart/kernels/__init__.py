@@ -50,9 +50,11 @@ def _say_once(line: str) -> None:
 def select_rows(batch: Batch, config: DartConfig) -> torch.Tensor | None:
     """`Strategy.batched` of the strategy `dart`; None where torch has to do it.
 
-    That is: without kernels, for `pivot_order="original"` (CPython's set order needs the host) and for dtypes that
-    the kernels do not know.
+    That is: without kernels, for `pivot_order="original"` (CPython's set order needs the host), for forced pivots and
+    for dtypes that the kernels do not know.
     """
+    if any(pool.forced is not None for row in batch.pools for pool in row):
+        return None
     if config.pivot_order != "norm" or batch.hidden.dtype not in DTYPES or not active(batch.hidden.device):
         return None
     from dart.kernels.launch import Selection

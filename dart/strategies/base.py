@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +17,8 @@ class PoolPlan:
     """What the host knows of one pool before its selection.
 
     visual, text: int64 arrays [N], [M] of ascending positions; kept: tokens to keep (< N); image_pivots: pivots among
-    the visual tokens; takes: tokens each visited pivot takes; forced: pivots in visiting order, or None.
+    the visual tokens; takes: tokens each visited pivot takes; start: the first position that is no padding in front;
+    forced: pivots in visiting order, or None.
     """
 
     visual: np.ndarray
@@ -25,6 +26,7 @@ class PoolPlan:
     kept: int
     image_pivots: int
     takes: list[int]
+    start: int = 0
     forced: list[int] | None = None
 
 
@@ -34,8 +36,7 @@ class Pool:
 
     hidden: [S, D] final-norm hidden states of the sample; keys: [H, S, Dh] keys after RoPE.
     visual: LongTensor [N], ascending positions; text: LongTensor [M], positions of the text after the picture.
-    kept: tokens to keep (< N); image_pivots: pivots among the visual tokens; takes: tokens each visited pivot takes.
-    forced: pivots in visiting order, or None.
+    kept, image_pivots, takes, start, forced: as in `PoolPlan`.
     rows: the part of the sample that the visual tokens lie in; of many pictures each costs no more than its own.
     """
 
@@ -46,13 +47,23 @@ class Pool:
     kept: int
     image_pivots: int
     takes: list[int]
-    forced: list[int] | None = None
-    rows: slice = field(default_factory=lambda: slice(None))
+    start: int
+    forced: list[int] | None
+    rows: slice
+
+    @classmethod
+    def of(
+        cls, plan: PoolPlan, hidden: torch.Tensor, keys: torch.Tensor, visual: torch.Tensor, text: torch.Tensor
+    ) -> Pool:
+        """visual, text: the plan's, on the device."""
+        rows = slice(int(plan.visual[0]), int(plan.visual[-1]) + 1)
+        counts = (plan.kept, plan.image_pivots, plan.takes, plan.start, plan.forced)
+        return cls(hidden, keys, visual, text, *counts, rows)
 
     @property
     def first_row(self) -> int:
         """The position that `rows` begins at."""
-        return self.rows.start or 0
+        return self.rows.start
 
 
 @dataclass(frozen=True)

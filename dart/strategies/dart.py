@@ -20,10 +20,8 @@ INDEX_BITS = 32
 SIGN_MASK = 0x7FFFFFFF
 
 
-def visiting_order(pivots: torch.Tensor, order: str) -> torch.Tensor:
-    """`norm`: as given. `original`: as CPython iterates a set of these ints (one host read of a few numbers)."""
-    if order == "norm":
-        return pivots
+def visiting_order(pivots: torch.Tensor) -> torch.Tensor:
+    """The original's: as CPython iterates a set of these ints (one host read of a few numbers)."""
     return torch.tensor(list(set(pivots.cpu().numpy().tolist())), dtype=torch.long).to(pivots.device)
 
 
@@ -102,7 +100,9 @@ class Dart:
             own = _largest(norms, pool.image_pivots, pool.keys.dtype, faithful)
             norms = key_norms(pool.keys.index_select(1, pool.text))
             texts = _largest(norms, len(pool.takes) - pool.image_pivots, pool.keys.dtype, faithful)
-            pivots = visiting_order(torch.cat([visual[own], pool.text[texts]]), config.pivot_order)
+            pivots = torch.cat([visual[own], pool.text[texts]])
+            if faithful:  # the order rests on the positions that a sample has alone
+                pivots = visiting_order(pivots - pool.start) + pool.start
         chosen, rows = pool.hidden.index_select(0, pivots), pool.hidden[pool.rows]
         # All rows are multiplied where they lie: picking the visual ones first would copy the largest operand.
         scores = (rounded_similarities if faithful else similarities)(chosen, rows)
