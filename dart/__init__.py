@@ -2,7 +2,8 @@
 
 from dart import strategies
 from dart.config import DartConfig
-from dart.pruner import PruneHandle, PruneReport, prune
+from dart.pruner import PruneHandle, prune
+from dart.report import PruneReport
 from dart.selection import select
 
 __version__ = "0.1.0"

@@ -31,8 +31,9 @@ class DartConfig:
     layer: K; tokens are dropped between decoder layers K-1 and K (paper, section 3; default 2). 0 drops embeddings.
     image_pivots, text_pivots: how many pivots of each kind (largest L1 norm of the keys).
     strategy: a name registered in `dart.strategies`.
-    pivot_order: "norm" (image pivots by falling norm, then text pivots by falling norm) or "original" (the order of
-        the research code's Python set, which published numbers rest on; one small host read a sample).
+    pivot_order: "norm" (image pivots by falling norm, then text pivots by falling norm; computed in float32, equals go
+        to the lower position) or "original" (the order of the research code's Python set, with its roundings, which
+        published numbers rest on; one small host read a sample).
     scope: "span" shares the budget over a sample's pictures (LLaVA-NeXT: over every view of them, the overview and
         the tiles) in proportion to their tokens, "joint" pools them.
     exact: keep exactly `keep` tokens. By default, as in the research code, each of P pivots takes `budget // P`

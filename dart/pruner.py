@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from dart.continuation import Continuation
 from dart.embeddings import prune_embeddings
 from dart.families import adapter_for
 from dart.masks import gather_inputs, gather_mask
+from dart.report import PruneReport
 from dart.selection import select_rows
 from dart.static_cache import fit, forget_open, is_static, remember_open, step_mask, visible_to_last
 from dart.transfer import HostCopy
@@ -33,41 +33,6 @@ from dart.transfer import HostCopy
 logger = logging.getLogger(__name__)
 ATTACHED = "_dart_handle"
 POSITIONS = ("position_embeddings", "position_ids")  # a decoder layer's arguments
-
-
-@dataclass(frozen=True)
-class PruneReport:
-    """What the last prefill with visual tokens did.
-
-    kept: per sample, LongTensor of the kept visual tokens' positions in the row as given (padding included), ascending.
-    Found when it is asked for, which waits for the device.
-    visual_before, visual_after: visual tokens per sample; tokens_before, tokens_after: row lengths.
-    layer: K; layers: decoder layers in all.
-    rows: LongTensor [B, tokens_after] of the positions that stay, text included, negative where a shorter row has none;
-        None: all of them. visual: bool array [B, tokens_before].
-    """
-
-    visual_before: list[int]
-    visual_after: list[int]
-    tokens_before: int
-    tokens_after: int
-    layer: int
-    layers: int
-    rows: torch.Tensor | None = field(repr=False)
-    visual: np.ndarray = field(repr=False)
-
-    @cached_property
-    def kept(self) -> list[torch.Tensor]:
-        if self.rows is None:
-            return [torch.from_numpy(np.flatnonzero(row)) for row in self.visual]
-        stays = [row[row >= 0] for row in self.rows]
-        return [row[torch.from_numpy(seen).to(row.device)[row]] for row, seen in zip(stays, self.visual, strict=True)]
-
-    @property
-    def mean_visual_tokens(self) -> list[float]:
-        """Visual tokens per sample as a mean over all layers: the first K hold all of them."""
-        pairs = zip(self.visual_before, self.visual_after, strict=True)
-        return [(self.layer * before + (self.layers - self.layer) * after) / self.layers for before, after in pairs]
 
 
 @dataclass

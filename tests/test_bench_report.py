@@ -1,4 +1,4 @@
-"""docs/performance.md: its tables are those of the recorded runs, and its figures those of the formulas."""
+"""docs/performance.md and docs/kernels.md: their tables are those of the recorded runs, their figures the formulas'."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from dart.bench import latency, scaling
 from scripts.results import speed
 from scripts.results.render import RESULTS_FOLDER
 
-MARKERS = "".join(f"<!-- results:{part} -->\nSTALE\n<!-- /results:{part} -->\n" for part in speed.PARTS)
+PAGE = "performance.md"
+MARKERS = "".join(f"<!-- results:{part} -->\nSTALE\n<!-- /results:{part} -->\n" for part in speed.PAGES[PAGE])
 
 
-def test_the_page_is_up_to_date():
-    text = speed.PAGE.read_text()
-    assert speed.page_with_results(text, RESULTS_FOLDER) == text
+@pytest.mark.parametrize("page", speed.PAGES)
+def test_the_page_is_up_to_date(page):
+    text = (speed.DOCS / page).read_text()
+    assert speed.page_with_results(page, text, RESULTS_FOLDER) == text
 
 
 def test_recorded_runs_become_tables(tmp_path, monkeypatch, capsys):
@@ -25,16 +27,16 @@ def test_recorded_runs_become_tables(tmp_path, monkeypatch, capsys):
     assert latency.main(["--keep", "32", "--repeats", "1", "--warm-up", "1", "--answer-tokens", "2", *out]) == 0
     out = ["--out", str(tmp_path / "selection-scaling-cpu.json")]
     assert scaling.main(["--tokens", "256,512", "--repeats", "1", *out]) == 0
-    text = speed.page_with_results(MARKERS, tmp_path)
+    text = speed.page_with_results(PAGE, MARKERS, tmp_path)
     result = json.loads((tmp_path / "latency-tiny.json").read_text())
     row = next(line for line in text.splitlines() if line.startswith("| dart 32 | 36 |"))
     assert f" {result['rows'][1]['times_faster']['prefill']['median']:.2f} | 1.60 |" in row
     assert "STALE" not in text and "![latency-tiny](results/latency-tiny.png)" in text
     assert text.count("Command: `python -m") == 2 and "| 512 |" in text
-    assert speed.page_with_results(text, tmp_path) == text
+    assert speed.page_with_results(PAGE, text, tmp_path) == text
 
 
 def test_without_runs_or_markers(tmp_path):
-    assert speed.page_with_results(MARKERS, tmp_path).count(speed.NONE_YET) == 2
+    assert speed.page_with_results(PAGE, MARKERS, tmp_path).count(speed.NONE_YET) == 2
     with pytest.raises(ValueError, match="no markers"):
-        speed.page_with_results("text", tmp_path)
+        speed.page_with_results(PAGE, "text", tmp_path)

@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +23,8 @@ from dart.masks import PADDING, gather_inputs
 from dart.selection import Left, plan_batch, select_rows
 
 pytest.importorskip("triton")
+from dart.bench import builds  # noqa: E402
+from dart.bench import kernels as bench  # noqa: E402
 from dart.kernels import launch  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -284,7 +285,7 @@ def test_modes(monkeypatch, caplog):
     monkeypatch.setenv(kernels.VARIABLE, "triton")
     with pytest.raises(ValueError, match="on cpu needs TRITON_INTERPRET=1"):
         kernels.active(torch.device("cpu"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(kernels, "installed", lambda: False)
     with pytest.raises(ValueError, match="pip install triton"):
         kernels.active(cuda)
     monkeypatch.setenv(kernels.VARIABLE, "auto")
@@ -297,12 +298,26 @@ def test_modes(monkeypatch, caplog):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_they_compile_for_a_hopper_gpu(dtype, tmp_path):
     """Without one: Triton brings its compiler. Half precision multiplies on the tensor cores, nothing spills."""
-    script = Path(__file__).parent / "kernel_builds.py"
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, script, dtype], env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "dart.bench.builds", "--dtypes", dtype]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    built = {line["kernel"]: line for line in map(json.loads, done.stdout.splitlines())}
-    assert sorted(built) == sorted(f"{n}_kernel" for n in ("norms", "pivots", "scores", "ranks", "rounds", "gather"))
-    assert all(each["shared"] <= 96 * 1024 and each["local_bytes"] == 0 for each in built.values())
-    assert (built["scores_kernel"]["tensor_core_products"] > 0) == (dtype != "float32")
-    assert built["rounds_kernel"]["barriers"] > 0
+    built = {row["kernel"]: row for row in json.loads(done.stdout.splitlines()[-1])["rows"]}
+    assert list(built) == ["norms", "pivots", "scores", "ranks", "rounds", "gather"]
+    assert all(each["shared_bytes"] <= 96 * 1024 and each["spilled_bytes"] == 0 for each in built.values())
+    assert (built["scores"]["tensor_core_products"] > 0) == (dtype != "float32")
+    assert built["rounds"]["barriers"] > 0
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="here the interpreter is off")
+def test_the_benchmarks_commands(capsys, monkeypatch):
+    assert builds.main([]) == 2 and "TRITON_INTERPRET unset" in capsys.readouterr().err
+    assert builds.main(["--dtypes", "int8"]) == 2 and "float32, got int8" in capsys.readouterr().err
+    assert bench.main(["--shapes", "huge"]) == 2 and "got huge" in capsys.readouterr().err
+    assert bench.main(["--device", "cpu", "--shapes", "tiny", "--batch-sizes", "2", "--repeats", "1"]) == 0
+    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert row["same_tokens"] == 1.0 and row["graph_us"] is None and row["floor_us"] > 0
+    assert kernels.VARIABLE not in os.environ
+    monkeypatch.delenv(kernels.INTERPRETER)
+    assert bench.main(["--device", "cpu", "--shapes", "tiny"]) == 2
+    assert "needs TRITON_INTERPRET=1" in capsys.readouterr().err

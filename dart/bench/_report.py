@@ -8,11 +8,14 @@ import platform
 import subprocess
 import sys
 from datetime import datetime, timezone
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from dart import kernels
 
 
 def _processor() -> str:
@@ -20,6 +23,15 @@ def _processor() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    except FileNotFoundError:
+        lines = []
+    return lines[0] if lines else "unknown"
 
 
 def _module() -> str:
@@ -33,18 +45,22 @@ def provenance() -> dict[str, Any]:
     root = Path(__file__).resolve().parents[2]
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     hardware = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    if kernels.installed():
+        versions["triton"] = metadata.version("triton")
     if torch.cuda.is_available():
         hardware += f", {torch.cuda.get_device_name()}"
+        versions["driver"] = _driver()
     return {
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
         "commit": git.stdout.strip() or "unknown",
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "hardware": hardware,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        "versions": versions,
     }
 
 

@@ -14,10 +14,10 @@ import dart
 from dart.bench import flops
 from dart.bench.engines import Engine
 from dart.bench.oracle import Oracle, kept_rows
-from dart.bench.phases import cache_bytes, peak_bytes, run_once
+from dart.bench.phases import cache_bytes, host_waits, peak_bytes, run_once
 from dart.bench.shapes import Workload
 from dart.families import adapter_for
-from dart.pruner import PruneReport
+from dart.report import PruneReport
 
 UNPRUNED, ORACLE = "unpruned", "oracle"
 TIMES = ("vision", "before", "selection", "after", "prefill", "ttft", "decode", "total")
@@ -166,8 +166,10 @@ def _limits(prepared: Prepared, decoder: flops.Decoder, layer: int) -> dict[str,
     }
 
 
-def _memory(prepared: Prepared, plan: Plan) -> dict[str, int]:
-    """Bytes of the cache behind a prefill, and of everything alive at once in it, in a run of its own."""
+def _memory(prepared: Prepared, plan: Plan) -> dict[str, int | None]:
+    """Bytes of the cache behind a prefill, and of everything alive at once in it, in a run of its own; in another one
+    how often the host waited for a GPU."""
     caches: list[Cache] = []
     peak = peak_bytes(lambda: caches.append(prepared.run(plan)[1]), prepared.work.model.device)
-    return {"kv_bytes": cache_bytes(caches[0]), "peak_bytes": peak}
+    waits = host_waits(lambda: prepared.run(plan), prepared.work.model.device)
+    return {"kv_bytes": cache_bytes(caches[0]), "peak_bytes": peak, "host_waits": waits}

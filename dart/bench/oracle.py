@@ -8,7 +8,7 @@ import torch
 
 import dart
 from dart.bench.shapes import Workload
-from dart.pruner import PruneReport
+from dart.report import PruneReport
 from dart.static_cache import fit, is_static
 
 
@@ -27,9 +27,9 @@ def kept_rows(work: Workload, config: dart.DartConfig) -> tuple[torch.Tensor, Pr
         report = handle.last
     if report is None or report.tokens_after == report.tokens_before:
         raise ValueError(f"a budget of {config.keep} drops none of {work.visual_tokens} visual tokens: keep fewer")
-    stays = spans[0] == 0
+    stays = (spans[0] == 0).to(work.model.device)
     for row, kept in enumerate(report.kept):
-        stays[row, kept] = True
+        stays[row, kept.to(stays.device)] = True
     if len(set(stays.sum(1).tolist())) > 1:
         raise ValueError("the rows of the prompt keep different numbers of tokens: the oracle needs equal ones")
     return stays.nonzero()[:, 1].view(len(stays), -1), report

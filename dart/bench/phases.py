@@ -20,6 +20,7 @@ from dart.families import adapter_for
 MARKS = ("start", "decoder", "layer", "selected", "end")
 PHASES = ("vision", "before", "selection", "after")
 STDERR = 2  # its file descriptor
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 
 
 class Clock:
@@ -124,6 +125,19 @@ def _quiet() -> Iterator[None]:
     finally:
         os.dup2(kept, STDERR)
         os.close(kept)
+
+
+def host_waits(function: Callable[[], object], device: torch.device) -> int | None:
+    """How often the host waits for a CUDA device in `function()`, as torch's profiler sees it; None for other devices.
+
+    The profiler's own wait at its end may be among them: compare with another function.
+    """
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as recorded:
+        function()
+    return sum(event.count for event in recorded.key_averages() if event.key in WAITS)
 
 
 def peak_bytes(function: Callable[[], object], device: torch.device) -> int:

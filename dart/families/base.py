@@ -30,7 +30,10 @@ class Adapter(Protocol):
         ...
 
     def visual_span_ids(self, model: Any, arguments: dict[str, Any]) -> torch.Tensor | None:
-        """LongTensor [B, S] for the entry's arguments: 0 = text, k = the k-th visual span; None: no visual."""
+        """LongTensor [B, S] for the entry's arguments: 0 = text, k = the k-th visual span; None: no visual.
+
+        On any device; the host reads it.
+        """
         ...
 
     def earliest_layer(self, model: Any) -> int:

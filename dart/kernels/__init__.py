@@ -25,21 +25,29 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Inputs = tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, torch.Tensor | None]
 
 
+@functools.cache
+def installed() -> bool:
+    """Is Triton there?"""
+    return importlib.util.find_spec("triton") is not None
+
+
 def active(device: torch.device) -> bool:
     """Do the kernels run for tensors there? Raises ValueError for a wrong DART_KERNELS, or one that cannot be."""
     mode = os.environ.get(VARIABLE, "auto")
     if mode not in MODES:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(MODES)}, got {mode!r}")
-    if mode == "torch":
+    cuda = device.type == "cuda"
+    if mode == "torch" or (mode == "auto" and not cuda):
         return False
-    cuda, found = device.type == "cuda", importlib.util.find_spec("triton") is not None
-    if mode == "triton" and not found:
+    if mode == "auto":
+        if not installed():
+            _say_once("triton is not installed: DART selects with torch's own operations, which takes longer")
+        return installed()
+    if not installed():
         raise ValueError(f"{VARIABLE}=triton, but triton is not installed: pip install triton")
-    if mode == "triton" and not cuda and os.environ.get(INTERPRETER) != "1":
+    if not cuda and os.environ.get(INTERPRETER) != "1":
         raise ValueError(f"{VARIABLE}=triton on {device} needs {INTERPRETER}=1, set before Python starts")
-    if cuda and not found:
-        _say_once("triton is not installed: DART selects with torch's own operations, which takes longer")
-    return found and (cuda or mode == "triton")
+    return True
 
 
 @functools.cache

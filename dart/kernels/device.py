@@ -4,7 +4,8 @@ Five launches, each of which needs all of the one before: norms, pivots, scores,
 compute what the torch code does, in float32, and of equals the lower position goes first.
 
 Shapes: G pools, in rows of a batch of B; pool g has COUNT visual tokens, PIVOTS pivots. `pools` int32 [G, FIELDS] has
-the columns below; positions are int32. Scores and orders are [PIVOTS, COUNT] for each pool, one behind the other.
+the columns below; positions are int32. What changes from prompt to prompt is not specialised on: one compilation serves
+all. Scores and orders are [PIVOTS, COUNT] for each pool, one behind the other.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def ordered(x):
     return bits ^ ((bits >> 31) & LARGEST_INT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def norms_kernel(
     keys, norms, always, state, finished, batch_stride, head_stride, token_stride, tokens, width,
     HEAD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -82,7 +83,7 @@ def largest(norms, positions, first, count, before, BLOCK: tl.constexpr):
     return best
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def pivots_kernel(norms, positions, pools, pivots, state, tokens, SLOTS: tl.constexpr, BLOCK: tl.constexpr):
     """The pivots of each pool, int32 [G, SLOTS], in visiting order; those among the visual tokens stay. Program (g)."""
     pool = tl.program_id(0)
@@ -117,7 +118,7 @@ def normed(x, scale, weight, inside, INTERPRETED: tl.constexpr):
     return tl.where(inside, x, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def scores_kernel(
     hidden, weight, eps, positions, pools, pivots, state, scores, batch_stride, token_stride, tokens, width,
     NORM: tl.constexpr, INTERPRETED: tl.constexpr, SLOTS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -214,7 +215,7 @@ def write_rows(state, rows, left, padding, tokens, BLOCK: tl.constexpr):
         found += tl.sum(stays, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "left"])
 def rounds_kernel(
     positions, pools, takes, limits, order, state, finished, padding, rows, tokens, left,
     SLOTS: tl.constexpr, BLOCK: tl.constexpr,
@@ -252,7 +253,7 @@ def copy_row(source, target, width, BLOCK: tl.constexpr):
         tl.store(target + k, tl.load(source + k, mask=k < width), mask=k < width)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["left", "place_axis_stride", "place_batch_stride"])
 def gather_kernel(
     rows, left, hidden, hidden_out, batch_stride, token_stride, width,
     cos, sin, cos_out, sin_out, axes, angle_axis_stride, angle_batch_stride, angle_token_stride, angles,

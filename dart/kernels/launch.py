@@ -25,7 +25,7 @@ GATHER_BLOCK = 1024
 WIDE_WARPS = 8  # of programs that work alone on a pool
 # Up to here all pairs of tokens are compared; a radix sort of more is cheaper (docs/kernels.md).
 RANK_LIMIT = 8192
-INT_BYTES = 4
+INT_BYTES, ALIGNED_INTS = 4, 4
 
 
 class _Table:
@@ -87,22 +87,19 @@ class Selection:
         for row, pools in enumerate(batch.pools):
             table.add(row, pools)
         widths, takes = batch.widths, np.array(table.takes)
-        flags = batch.always.astype(np.uint8).ravel()
+        flags = np.zeros(-(-batch.always.size // INT_BYTES) * INT_BYTES, dtype=np.uint8)
+        flags[: batch.always.size] = batch.always.ravel()
         parts = [
             np.concatenate([np.zeros(0, dtype=np.int64), *table.positions]),
             np.array(table.pools),
             takes,
             takes.cumsum(1),
             np.array([max(widths) - width for width in widths]),
-            np.pad(flags, (0, -flags.size % INT_BYTES)).view(np.int32),
+            flags.view(np.int32),
         ]
-        packed = to_device(
-            np.concatenate([part.ravel() for part in parts], dtype=np.int32, casting="unsafe"), _of(batch)
-        )
-        split = [each.view(part.shape) for each, part in zip(packed.split([p.size for p in parts]), parts, strict=True)]
-        always = split[-1].view(torch.uint8)[: flags.size].view(batch.always.shape)
-        positions, pools, taken, limits, padding, _ = split
-        return cls(positions, pools, taken, limits, padding, always, table.counts, max(widths))
+        *uploaded, words = _upload(parts, batch.hidden.device)
+        always = words.view(torch.uint8)[: batch.always.size].view(batch.always.shape)
+        return cls(*uploaded, always, table.counts, max(widths))
 
     def run(self, hidden: torch.Tensor, norm: Any, keys: torch.Tensor) -> torch.Tensor:
         """LongTensor [B, left] of the positions that stay; see `Batch` for the arguments."""
@@ -275,8 +272,14 @@ def _strides(shape: torch.Size, width: int) -> tuple[int, int, int, int]:
     return axes, size * tokens * width, 0 if size == 1 else tokens * width, width
 
 
-def _of(batch: Batch) -> torch.device:
-    return batch.hidden.device
+def _upload(parts: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+    """The parts as int32 on the device, each of them aligned: Triton compiles anew for pointers that are not."""
+    sizes = [-(-part.size // ALIGNED_INTS) * ALIGNED_INTS for part in parts]
+    packed = np.zeros(sum(sizes), dtype=np.int32)
+    for part, end, size in zip(parts, np.cumsum(sizes), sizes, strict=True):
+        packed[end - size : end - size + part.size] = part.ravel()
+    pieces = zip(to_device(packed, device).split(sizes), parts, strict=True)
+    return [piece[: part.size].view(part.shape) for piece, part in pieces]
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:

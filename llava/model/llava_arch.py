@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+from dart.transfer import to_device
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.anyres import merge_tiles, view_ids
 from llava.model.multimodal_encoder.builder import build_vision_tower
@@ -24,8 +25,9 @@ class Merged:
     """Text and pictures as one sequence of embeddings; S counts visual tokens too.
 
     inputs_embeds [B, S, D]; attention_mask LongTensor [B, past + S] or None without padding; position_ids LongTensor
-    [B, S] or None (then consecutive); labels LongTensor [B, S] or None; visual_span_ids LongTensor [B, S]: 0 = text or
-    padding, k = the row's k-th visual span (a picture, or a view of an anyres picture), or None without pictures.
+    [B, S] or None (then consecutive); labels LongTensor [B, S] or None; visual_span_ids LongTensor [B, S] on the CPU,
+    where it is read: 0 = text or padding, k = the row's k-th visual span (a picture, or a view of an anyres picture);
+    None without pictures.
     """
 
     inputs_embeds: torch.Tensor
@@ -159,7 +161,9 @@ class LlavaMetaForCausalLM:
         valid = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         ids = [row[keep] for row, keep in zip(input_ids, valid, strict=True)]
         texts = [None] * size if labels is None else [row[keep] for row, keep in zip(labels, valid, strict=True)]
-        wanted = sum(int((row == IMAGE_TOKEN_INDEX).sum()) for row in ids)
+        # Read before the vision tower has work: behind it a read would wait for all of that.
+        places = [(row == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist() for row in ids]
+        wanted = sum(len(row) for row in places)
         given = 0 if images is None else len(images)
         if wanted != given:
             raise ValueError(
@@ -169,13 +173,12 @@ class LlavaMetaForCausalLM:
         if images is not None and given:
             features = self.encode_images(images, image_sizes)
             pictures = zip(features, self._span_ids(images, features, image_sizes), strict=True)
-        rows = [self._merge_row(row, text, pictures) for row, text in zip(ids, texts, strict=True)]
+        rows = [self._merge_row(*row, pictures) for row in zip(ids, places, texts, strict=True)]
         side = padding_side or getattr(self.config, "tokenizer_padding_side", "right")
         return self._collate(rows, past, labels is not None, side)
 
-    def _merge_row(self, ids: torch.Tensor, labels: torch.Tensor | None, pictures: Any) -> _Row:
-        """One row without padding: its text embeddings with the next pictures in place."""
-        places = (ids == IMAGE_TOKEN_INDEX).nonzero().flatten().tolist()
+    def _merge_row(self, ids: torch.Tensor, places: list[int], labels: torch.Tensor | None, pictures: Any) -> _Row:
+        """One row without padding: its text embeddings with the next pictures in `places`."""
         embeds, spans, targets = [], [], []
         labels = ids if labels is None else labels
         last = 0
@@ -183,12 +186,12 @@ class LlavaMetaForCausalLM:
             if number:
                 picture, views = next(pictures)
                 embeds.append(picture)
-                spans.append((views + last).to(ids.device))
+                spans.append(views + last)
                 last += int(views.max())
                 targets.append(labels.new_full((len(picture),), IGNORE_INDEX))
             text = ids[start + 1 : end]
             embeds.append(self.model.embed_tokens(text))
-            spans.append(torch.zeros_like(text))
+            spans.append(torch.zeros(len(text), dtype=torch.long))
             targets.append(labels[start + 1 : end])
         limit = getattr(self.config, "tokenizer_model_max_length", None)
         return _Row(torch.cat(embeds)[:limit], torch.cat(spans)[:limit], torch.cat(targets)[:limit])
@@ -196,7 +199,7 @@ class LlavaMetaForCausalLM:
     def _collate(self, rows: list[_Row], past: torch.Tensor | None, with_labels: bool, side: str) -> Merged:
         lengths = [len(row.spans) for row in rows]
         spans = _pad([row.spans for row in rows], 0, side)
-        mask = _pad([torch.ones_like(row.spans) for row in rows], 0, side)
+        mask = to_device(_pad([torch.ones_like(row.spans) for row in rows], 0, side).numpy(), rows[0].embeds.device)
         padded = len(set(lengths)) > 1
         if past is not None:
             mask, padded = torch.cat([past.to(mask), mask], dim=1), True

@@ -1,4 +1,4 @@
-"""Write README.md's and docs/performance.md's tables from docs/results/*.json: `python -m scripts.results.render`."""
+"""Write the tables of README.md and docs/*.md from docs/results/*.json: `python -m scripts.results.render`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def readme_with_results() -> str:
 
 def render_all() -> None:
     README.write_text(readme_with_results())
-    speed.PAGE.write_text(speed.page_with_results(speed.PAGE.read_text(), RESULTS_FOLDER))
+    for name in speed.PAGES:
+        page = speed.DOCS / name
+        page.write_text(speed.page_with_results(name, page.read_text(), RESULTS_FOLDER))
 
 
 if __name__ == "__main__":

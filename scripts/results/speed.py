@@ -1,4 +1,4 @@
-"""docs/performance.md's tables, from docs/results/latency-*.json and selection-scaling-*.json."""
+"""The tables of docs/performance.md and docs/kernels.md, from docs/results/latency-*.json and the like."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from dart.bench.latency_report import HEADS, cells, groups
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "performance.md"
+DOCS = ROOT / "docs"
 SCOPES = {"joint": "one pool", "span": "spans of 1024"}
 MEGA = 1e6
 NONE_YET = "No run has been recorded yet."
@@ -60,12 +60,31 @@ def _figure(path: Path) -> str:
     return f"\n\n![{path.stem}](results/{path.name})" if path.is_file() else ""
 
 
-PARTS: dict[str, Callable[[dict[str, Any]], str]] = {"latency": latency_tables, "selection-scaling": scaling_table}
+def builds_table(result: dict[str, Any]) -> str:
+    """What the compiler made of each kernel."""
+    heads = [name.replace("_", " ") for name in result["rows"][0]]
+    body = [[str(value) for value in row.values()] for row in result["rows"]]
+    return "\n".join([*markdown(heads, body), "", f"For {result['target']}. {_source(result)}"])
 
 
-def page_with_results(text: str, folder: Path) -> str:
+def kernels_table(result: dict[str, Any]) -> str:
+    """Microseconds of the kernels, of torch's operations, and the floor."""
+    heads = [name.replace("_us", ", microseconds").replace("_", " ") for name in result["rows"][0]]
+    body = [[str(value) for value in row.values()] for row in result["rows"]]
+    rate = f"The floor's rate, of a large copy: {result['copy_gb_s']:g} GB/s."
+    return "\n".join([*markdown(heads, body), "", rate, "", _source(result)])
+
+
+# page -> {marker: table of one results file}
+PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
+    "performance.md": {"latency": latency_tables, "selection-scaling": scaling_table},
+    "kernels.md": {"kernel-builds": builds_table, "kernels": kernels_table},
+}
+
+
+def page_with_results(page: str, text: str, folder: Path) -> str:
     """The page with the part between each pair of markers made anew. Raises ValueError without the markers."""
-    for part, table in PARTS.items():
+    for part, table in PAGES[page].items():
         begin, end = f"<!-- results:{part} -->", f"<!-- /results:{part} -->"
         if begin not in text or end not in text:
             raise ValueError(f"no markers {begin} ... {end} to write the tables between")

@@ -104,8 +104,8 @@ class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
         shorter = labels.new_full((labels.shape[0], length), IGNORE_INDEX)
         for row, kept in enumerate(handle.last.kept):
             stays = spans[row] == 0
-            stays[kept] = True
-            shorter[row, length - int(stays.sum()) :] = labels[row][stays]
+            stays[kept.to(stays.device)] = True
+            shorter[row, length - int(stays.sum()) :] = labels[row][stays.to(labels.device)]
         return shorter
 
     @torch.no_grad()
