@@ -20,7 +20,7 @@ OLDEST_TORCH ?= $(TORCH)
 OLDEST_TESTS := $(addprefix tests/test_,dart_command.py llava_golden.py llava_model.py llava_next.py llava_next_golden.py \
 	more_families.py pruner*.py qwen.py qwen_golden.py qwen_switch.py)
 
-.PHONY: setup setup-lmms demo test test-lmms test-oldest check bench
+.PHONY: setup setup-lmms demo test test-lmms test-oldest check bench bench-gpu
 
 setup: $(STAMP)
 
@@ -64,6 +64,10 @@ check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy dart
+
+# Needs a CUDA GPU.
+bench-gpu:
+	PYTHON=$(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON)) bash scripts/bench_gpu.sh
 
 bench: setup
 	$(VENV)/bin/python -m dart.bench.selection
