@@ -16,9 +16,8 @@ from torch.nn.functional import pad
 
 from dart import strategies
 from dart.config import DartConfig
-from dart.final_norm import norm_in_blocks
 from dart.masks import PADDING
-from dart.strategies.base import Batch, Pool, PoolPlan
+from dart.strategies.base import Batch, Pool, PoolPlan, States
 from dart.transfer import HostCopy, to_device
 
 
@@ -139,12 +138,12 @@ def _one_by_one(batch: Batch, config: DartConfig) -> list[torch.Tensor]:
     """LongTensor of the positions that stay, ascending, for each sample."""
     strategy, device = strategies.get(config.strategy), batch.hidden.device
     left = []
-    states = norm_in_blocks(batch.norm, batch.hidden)
-    for hidden, keys, plans, always in zip(states, batch.keys, batch.pools, batch.always, strict=True):
+    for hidden, keys, plans, always in zip(batch.hidden, batch.keys, batch.pools, batch.always, strict=True):
+        states = States(hidden, batch.norm)
         parts = [to_device(np.flatnonzero(always), device)]
         for plan in plans:
             visual, text = to_device(plan.visual, device), to_device(plan.text, device)
-            parts.append(strategy(Pool.of(plan, hidden, keys, visual, text), config))
+            parts.append(strategy(Pool.of(plan, states, keys, visual, text), config))
         left.append(torch.cat(parts).sort().values)
     return left
 

@@ -173,9 +173,9 @@ def test_selection_of_many_spans_is_linear(monkeypatch, capsys, tmp_path):
 
     plain = method.similarities
 
-    def counted(pivots, hidden):
-        read.append(hidden.shape[0])
-        return plain(pivots, hidden)
+    def counted(pivots, states, rows):
+        read.append(rows.stop - rows.start)
+        return plain(pivots, states, rows)
 
     monkeypatch.setattr(method, "similarities", counted)
     out, plot = tmp_path / "s.json", tmp_path / "s.png"

@@ -251,6 +251,7 @@ def other_language_model(kind, folder):
     torch.manual_seed(0)
     config = kind.config_class(**fields, **sizes, **extra, num_key_value_heads=2, initializer_range=0.2, pad_token_id=0)
     model = kind(config).eval()
+    assert 0.5 < model.model.image_newline.norm() < 2  # made, not what memory held
     model.save_pretrained(folder)
     for file in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
         (folder / file).write_bytes((GOLDEN / "ckpt" / "llava-v1.6-vicuna-tiny" / file).read_bytes())

@@ -97,9 +97,9 @@ class Selection:
             np.array([max(widths) - width for width in widths]),
             flags.view(np.int32),
         ]
-        *uploaded, words = _upload(parts, batch.hidden.device)
+        positions, fields, taken, limits, padding, words = _upload(parts, batch.hidden.device)
         always = words.view(torch.uint8)[: batch.always.size].view(batch.always.shape)
-        return cls(*uploaded, always, table.counts, max(widths))
+        return cls(positions, fields, taken, limits, padding, always, table.counts, max(widths))
 
     def run(self, hidden: torch.Tensor, norm: Any, keys: torch.Tensor) -> torch.Tensor:
         """LongTensor [B, left] of the positions that stay; see `Batch` for the arguments."""

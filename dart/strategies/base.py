@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from dart.config import DartConfig
+from dart.final_norm import norm_in_blocks
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,37 @@ class PoolPlan:
     forced: list[int] | None = None
 
 
+class States:
+    """The hidden states of one sample behind the model's final norm, made as they are asked for.
+
+    raw: [S, D], before the norm; norm: the module, or None for states that have been normalised.
+    """
+
+    def __init__(self, raw: torch.Tensor, norm: Any):
+        self.raw, self.norm = raw, norm
+
+    @cached_property
+    def all(self) -> torch.Tensor:
+        """[S, D]."""
+        return norm_in_blocks(self.norm, self.raw[None])[0]
+
+    def rows(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """Some of them [n, D], a LongTensor of positions or a stretch; the others are not made."""
+        part = self.raw[rows] if isinstance(rows, slice) else self.raw.index_select(0, rows)
+        return part if self.norm is None else self.norm(part[None])[0]
+
+
 @dataclass(frozen=True)
 class Pool:
     """The visual tokens of one sample that share one budget, and the text behind them.
 
-    hidden: [S, D] final-norm hidden states of the sample; keys: [H, S, Dh] keys after RoPE.
+    states: hidden states of the sample, `hidden` all of them: [S, D], final norm applied; keys: [H, S, Dh] after RoPE.
     visual: LongTensor [N], ascending positions; text: LongTensor [M], positions of the text after the picture.
     kept, image_pivots, takes, start, forced: as in `PoolPlan`.
     rows: the part of the sample that the visual tokens lie in; of many pictures each costs no more than its own.
     """
 
-    hidden: torch.Tensor
+    states: States
     keys: torch.Tensor
     visual: torch.Tensor
     text: torch.Tensor
@@ -52,13 +74,15 @@ class Pool:
     rows: slice
 
     @classmethod
-    def of(
-        cls, plan: PoolPlan, hidden: torch.Tensor, keys: torch.Tensor, visual: torch.Tensor, text: torch.Tensor
-    ) -> Pool:
+    def of(cls, plan: PoolPlan, states: States, keys: torch.Tensor, visual: torch.Tensor, text: torch.Tensor) -> Pool:
         """visual, text: the plan's, on the device."""
         rows = slice(int(plan.visual[0]), int(plan.visual[-1]) + 1)
         counts = (plan.kept, plan.image_pivots, plan.takes, plan.start, plan.forced)
-        return cls(hidden, keys, visual, text, *counts, rows)
+        return cls(states, keys, visual, text, *counts, rows)
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        return self.states.all
 
     @property
     def first_row(self) -> int:

@@ -12,10 +12,11 @@ from torch.nn.functional import normalize
 
 from dart import kernels
 from dart.config import DartConfig
-from dart.strategies.base import Batch, Pool, register
+from dart.strategies.base import Batch, Pool, States, register
 
 COSINE_EPS = 1e-8
 CPU_BLOCK_ROWS = 256
+CPU_STATE_ROWS = 128  # a norm makes several temporaries
 INDEX_BITS = 32
 SIGN_MASK = 0x7FFFFFFF
 
@@ -39,23 +40,26 @@ def key_norms(keys: torch.Tensor) -> torch.Tensor:
     return norms
 
 
-def similarities(pivots: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """float32 [P, S]: cosine similarity of `pivots` [P, D] and the rows of `hidden` [S, D], times the pivot's norm.
+def similarities(pivots: torch.Tensor, states: States, rows: slice) -> torch.Tensor:
+    """float32 [P, N]: cosine similarity of the states at `pivots` (LongTensor [P]) and `rows`, times the pivot's norm.
 
     That norm changes no pivot's order of the tokens. Products and norms are those of float32.
     """
-    if hidden.device.type != "cpu":
+    chosen = states.rows(pivots)
+    if chosen.device.type != "cpu":
+        hidden = states.all[rows]
         norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
-        return _products(pivots, hidden) / norms.clamp_min_(COSINE_EPS)
-    # In blocks: what is converted stays in the CPU's cache for the product and the norm.
-    block = torch.empty(min(len(hidden), CPU_BLOCK_ROWS), hidden.shape[1])
-    products, norms = torch.empty(len(pivots), len(hidden)), torch.empty(len(hidden))
-    chosen = pivots.float()
-    for start in range(0, len(hidden), CPU_BLOCK_ROWS):
-        part = hidden[start : start + CPU_BLOCK_ROWS]
-        rows = part if part.dtype == torch.float32 else block[: len(part)].copy_(part)
-        products[:, start : start + len(part)] = chosen @ rows.T
-        torch.linalg.vector_norm(rows, dim=-1, out=norms[start : start + len(part)])
+        return _products(chosen, hidden) / norms.clamp_min_(COSINE_EPS)
+    # In blocks: what is normalised and converted stays in the CPU's cache for the product and the norm.
+    count, chosen = rows.stop - rows.start, chosen.float()
+    block = torch.empty(min(count, CPU_STATE_ROWS), chosen.shape[1])
+    products, norms = torch.empty(len(pivots), count), torch.empty(count)
+    for start in range(0, count, CPU_STATE_ROWS):
+        stop = min(start + CPU_STATE_ROWS, count)
+        part = states.rows(slice(rows.start + start, rows.start + stop))
+        part = part if part.dtype == torch.float32 else block[: stop - start].copy_(part)
+        products[:, start:stop] = chosen @ part.T
+        torch.linalg.vector_norm(part, dim=-1, out=norms[start:stop])
     return products / norms.clamp_min_(COSINE_EPS)
 
 
@@ -103,9 +107,11 @@ class Dart:
             pivots = torch.cat([visual[own], pool.text[texts]])
             if faithful:  # the order rests on the positions that a sample has alone
                 pivots = visiting_order(pivots - pool.start) + pool.start
-        chosen, rows = pool.hidden.index_select(0, pivots), pool.hidden[pool.rows]
         # All rows are multiplied where they lie: picking the visual ones first would copy the largest operand.
-        scores = (rounded_similarities if faithful else similarities)(chosen, rows)
+        if faithful:
+            scores = rounded_similarities(pool.hidden.index_select(0, pivots), pool.hidden[pool.rows])
+        else:
+            scores = similarities(pivots, pool.states, pool.rows)
         scores = scores.index_select(-1, visual - pool.first_row)
         picks = rounds_with_ties(scores, own, pool.takes) if faithful else rounds(without_ties(scores), own, pool.takes)
         return visual[torch.cat([own, picks])]

@@ -51,7 +51,8 @@ def add_vision_modules(module: nn.Module, config: Any) -> None:
     module.vision_tower = build_vision_tower(config)
     module.mm_projector = build_vision_projector(config)
     if "unpad" in getattr(config, "mm_patch_merge_type", "flat"):
-        module.image_newline = nn.Parameter(torch.empty(config.hidden_size))
+        # As large as an embedding of unit norm: a model that is made, not loaded, must not hold what memory held.
+        module.image_newline = nn.Parameter(torch.randn(config.hidden_size) * config.hidden_size**-0.5)
 
 
 def _views(images: Images) -> list[torch.Tensor]:
