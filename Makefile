@@ -67,7 +67,7 @@ check: setup
 
 # Needs a CUDA GPU.
 bench-gpu:
-	PYTHON=$(if $(wildcard $(VENV)/bin/python),$(VENV)/bin/python,$(PYTHON)) bash scripts/bench_gpu.sh
+	bash scripts/bench_gpu.sh
 
 bench: setup
 	$(VENV)/bin/python -m dart.bench.selection

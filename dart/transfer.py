@@ -14,7 +14,7 @@ class HostCopy:
     """
 
     def __init__(self, tensor: torch.Tensor):
-        self._array: np.ndarray | None = None
+        self._arrived: torch.cuda.Event | None = None
         tensor = tensor.detach()
         if tensor.device.type != "cuda":
             self._source = tensor.to("cpu", copy=True)  # what is read later is what was there now
@@ -25,11 +25,9 @@ class HostCopy:
         self._arrived.record(torch.cuda.current_stream(tensor.device))
 
     def numpy(self) -> np.ndarray:
-        if self._array is None:
-            if self._source.is_pinned() and not self._arrived.query():
-                self._arrived.synchronize()
-            self._array = self._source.numpy()
-        return self._array
+        if self._arrived is not None and not self._arrived.query():
+            self._arrived.synchronize()
+        return self._source.numpy()
 
 
 def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:

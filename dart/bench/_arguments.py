@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,6 +26,12 @@ def budget(text: str) -> int | float:
 def list_of(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     """Values with commas between them."""
     return lambda text: [kind(part) for part in text.split(",")]
+
+
+def check_known(option: str, values: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ValueError for values that are not `known`."""
+    if wrong := [value for value in values if value not in known]:
+        raise ValueError(f"{option} must be of {', '.join(known)}, got {', '.join(wrong)}")
 
 
 def device_of(name: str | None) -> torch.device:

@@ -1,4 +1,4 @@
-"""What every result file says about its run, and writing it whole or not at all."""
+"""How a benchmark ends: what its result says about the run, the file written whole or not at all, or one line."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ import torch
 import transformers
 
 from dart import kernels
+
+USAGE_ERROR = 2
 
 
 def _processor() -> str:
@@ -70,3 +72,16 @@ def write_json(path: Path, value: Any) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def publish(result: dict[str, Any], out: str | None) -> None:
+    """Write the result to the file `out`, if one is named, and print it as the last line."""
+    if out:
+        write_json(Path(out), result)
+    print(json.dumps(result))
+
+
+def refuse(error: Exception) -> int:
+    """Say in one line why there is no result; the command's exit code."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return USAGE_ERROR

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +22,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
 from dart import kernels
-from dart.bench._arguments import list_of
-from dart.bench._report import provenance, write_json
+from dart.bench._arguments import check_known, list_of
+from dart.bench._report import provenance, publish, refuse
 from dart.selection import plan_batch
 
 CAPABILITY, WARP = 90, 32  # of an H100 or H200
@@ -41,7 +39,6 @@ DTYPES = ("bfloat16", "float16", "float32")
 OPTIONS = ("num_warps", "num_stages")
 ALIGNED = 16  # bytes, or elements: what Triton's launcher finds out by itself
 TOKENS, VISUAL, START, WIDTH, HEADS, HEAD, KEEP = 2950, 2880, 35, 4096, 32, 128, 320
-USAGE_ERROR = 2
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
@@ -131,12 +128,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dtypes", type=list_of(str), default=list(DTYPES))
     parser.add_argument("--out", help="such as docs/results/kernel-builds-hopper.json")
     args = parser.parse_args(argv)
-    if wrong := [each for each in args.dtypes if each not in DTYPES]:
-        print(f"error: --dtypes must be of {', '.join(DTYPES)}, got {', '.join(wrong)}", file=sys.stderr)
-        return USAGE_ERROR
-    if os.environ.get(kernels.INTERPRETER) == "1" or not kernels.installed():
-        print(f"error: this needs triton (pip install triton), and {kernels.INTERPRETER} unset", file=sys.stderr)
-        return USAGE_ERROR
+    try:
+        check_known("--dtypes", args.dtypes, DTYPES)
+        if os.environ.get(kernels.INTERPRETER) == "1" or not kernels.installed():
+            raise ValueError(f"this needs triton (pip install triton), and {kernels.INTERPRETER} unset")
+    except ValueError as error:
+        return refuse(error)
     rows = []
     for dtype in args.dtypes:
         for launched in record(getattr(torch, dtype)):
@@ -144,9 +141,7 @@ def main(argv: list[str] | None = None) -> int:
             rows.append({"kernel": name, "dtype": dtype, **facts(compiled(launched))})
             print("".join(str(value).ljust(12) for value in rows[-1].values()).rstrip(), flush=True)
     result = {**provenance(), "target": f"sm_{CAPABILITY}", "rows": rows}
-    if args.out:
-        write_json(Path(args.out), result)
-    print(json.dumps(result))
+    publish(result, args.out)
     return 0
 
 

@@ -8,13 +8,11 @@ must be read and written once, at the rate of a large copy. Inputs take turns, s
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,15 +21,14 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
 from dart import kernels
-from dart.bench._arguments import device_of, list_of, positive
-from dart.bench._report import provenance, write_json
+from dart.bench._arguments import check_known, device_of, list_of, positive
+from dart.bench._report import provenance, publish, refuse
 from dart.bench.ceilings import copy_rate, seconds_of
 from dart.masks import gather_inputs
 from dart.selection import plan_batch, select_rows
 
 TEXT = 35  # tokens before the picture, and behind it
 SETS = 4  # of inputs; together larger than a GPU's cache
-USAGE_ERROR = 2
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -152,9 +149,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out")
     args = parser.parse_args(argv)
     try:
-        for option, values, known in (("--shapes", args.shapes, SHAPES), ("--dtypes", args.dtypes, DTYPES)):
-            if wrong := [value for value in values if value not in known]:
-                raise ValueError(f"{option} must be of {', '.join(known)}, got {', '.join(wrong)}")
+        check_known("--shapes", args.shapes, SHAPES)
+        check_known("--dtypes", args.dtypes, DTYPES)
         device = device_of(args.device)
         with _mode("triton"):
             kernels.active(device)
@@ -166,14 +162,11 @@ def main(argv: list[str] | None = None) -> int:
             for batch in args.batch_sizes
         ]
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return refuse(error)
     for values in [list(rows[0]), *(list(row.values()) for row in rows)]:
         print("".join(str(value).ljust(15) for value in values).rstrip())
     result = {**provenance(), "copy_gb_s": round(rate / 1e9, 1), "rows": rows}
-    if args.out:
-        write_json(Path(args.out), result)
-    print(json.dumps(result))
+    publish(result, args.out)
     return 0
 
 

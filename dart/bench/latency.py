@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,8 +18,8 @@ import torch
 
 from dart import strategies
 from dart.bench import checkpoints, flops
-from dart.bench._arguments import budget, device_of, list_of, positive
-from dart.bench._report import provenance, write_json
+from dart.bench._arguments import budget, check_known, device_of, list_of, positive
+from dart.bench._report import provenance, publish, refuse
 from dart.bench.ceilings import copy_rate, matmul_rate
 from dart.bench.engines import ENGINES, Engine
 from dart.bench.latency_report import draw, limits_text, to_text
@@ -30,7 +29,6 @@ from dart.compiled import compile_layers
 
 DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
-USAGE_ERROR = 2
 
 
 def _engines() -> str:
@@ -69,8 +67,7 @@ def _check(args: argparse.Namespace) -> None:
         ("--attn", args.attn, ATTENTION),
         ("--dtype", args.dtype, DTYPES),
     ):
-        if wrong := [value for value in values if value not in known]:
-            raise ValueError(f"{name} must be of {', '.join(known)}, got {', '.join(wrong)}")
+        check_known(name, values, known)
     if args.compile_layers and args.engine != "eager":
         raise ValueError(
             f"--compile-layers goes with --engine eager, got {args.engine}: a static cache starts uncompiled"
@@ -156,11 +153,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.plot:
             draw(Path(args.plot), result)
     except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USAGE_ERROR
-    if args.out:
-        write_json(Path(args.out), result)
-    print(json.dumps(result))
+        return refuse(error)
+    publish(result, args.out)
     return 0
 
 

@@ -7,7 +7,6 @@ Qwen2.5-VL-7B, in one pool and in spans of 1,024 tokens; a straight line is fitt
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from functools import partial
@@ -20,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
 from dart.bench._arguments import budget, device_of, list_of, positive
-from dart.bench._report import provenance, write_json
+from dart.bench._report import provenance, publish, refuse
 from dart.bench.ceilings import seconds_of
 from dart.bench.phases import peak_bytes
 from dart.bench.plot import Curve, line_chart
@@ -30,7 +29,6 @@ WIDTH, KV_HEADS, HEAD_DIM = 3584, 4, 128
 TEXT, SPAN = 35, 1024
 TOKENS = (1000, 2880, 5000, 10000, 20000, 40000, 60000, 80000, 100000)
 SCOPES = {"joint": "one pool", "span": f"spans of {SPAN}"}
-USAGE_ERROR = 2
 
 
 def inputs(visual: int, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
@@ -117,11 +115,8 @@ def main(argv: list[str] | None = None) -> int:
             ]
             line_chart(Path(args.plot), "selection, Qwen2.5-VL-7B width", "visual tokens", "milliseconds", curves)
     except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USAGE_ERROR
-    if args.out:
-        write_json(Path(args.out), result)
-    print(json.dumps(result))
+        return refuse(error)
+    publish(result, args.out)
     return 0
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
 
 import dart
-from dart.bench._report import provenance, write_json
+from dart.bench._report import provenance, publish
 
 SHAPES = {"llava-7b": (620, 576), "next-7b": (2900, 2880)}
 START, WIDTH, HEADS, HEAD_DIM, KEEP = 15, 4096, 32, 128, 128
@@ -87,9 +85,7 @@ def main() -> None:
     for values in table:
         print("".join(str(value).ljust(15) for value in values).rstrip())
     result = {**provenance(), "read_bandwidth_gb_s": round(bandwidth / 1e9, 1), "rows": rows}
-    if args.out:
-        write_json(Path(args.out), result)
-    print(json.dumps(result))
+    publish(result, args.out)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class Batch:
     pools: list[list[PoolPlan]]
     always: np.ndarray
 
-    @property
+    @cached_property
     def widths(self) -> list[int]:
         """How many positions stay, per sample."""
         fixed = self.always.sum(1).tolist()

@@ -52,11 +52,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def rendered(text: str, name: str, results: dict[str, Any]) -> str:
     """text with the part between the markers of `name` replaced. Raises ValueError without the markers."""
-    begin, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
-    if begin not in text or end not in text:
-        raise ValueError(f"no markers {begin} ... {end} to write the table between")
-    head, rest = text.split(begin, 1)
-    return f"{head}{begin}\n{TABLES[name](results)}\n{end}{rest.split(end, 1)[1]}"
+    return speed.replaced(text, name, lambda: TABLES[name](results))
 
 
 def readme_with_results() -> str:

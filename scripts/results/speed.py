@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ NONE_YET = "No run has been recorded yet."
 
 def markdown(heads: list[str], body: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *body)]
+
+
+def replaced(text: str, name: str, table: Callable[[], str]) -> str:
+    """text with `table()` between the markers of `name`. Raises ValueError without the markers, before it is called."""
+    begin, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"no markers {begin} ... {end} to write the table between")
+    head, rest = text.split(begin, 1)
+    return f"{head}{begin}\n{table()}\n{end}{rest.split(end, 1)[1]}"
 
 
 def _source(result: dict[str, Any]) -> str:
@@ -85,11 +95,12 @@ PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
 def page_with_results(page: str, text: str, folder: Path) -> str:
     """The page with the part between each pair of markers made anew. Raises ValueError without the markers."""
     for part, table in PAGES[page].items():
-        begin, end = f"<!-- results:{part} -->", f"<!-- /results:{part} -->"
-        if begin not in text or end not in text:
-            raise ValueError(f"no markers {begin} ... {end} to write the tables between")
-        files = sorted(folder.glob(f"{part}-*.json"))
-        tables = [table(json.loads(path.read_text())) + _figure(path.with_suffix(".png")) for path in files]
-        head, rest = text.split(begin, 1)
-        text = f"{head}{begin}\n" + "\n\n".join(tables or [NONE_YET]) + f"\n{end}{rest.split(end, 1)[1]}"
+        text = replaced(text, part, partial(_tables, part, table, folder))
     return text
+
+
+def _tables(part: str, table: Callable[[dict[str, Any]], str], folder: Path) -> str:
+    """The tables of all runs that were recorded for a part, each with its chart."""
+    files = sorted(folder.glob(f"{part}-*.json"))
+    tables = [table(json.loads(path.read_text())) + _figure(path.with_suffix(".png")) for path in files]
+    return "\n\n".join(tables or [NONE_YET])
