@@ -2,10 +2,10 @@
 
 from dart import strategies
 from dart.config import DartConfig
-from dart.pruner import PruneHandle, prune
+from dart.engine.attach import PruneHandle, handle_of, prune
+from dart.engine.selection import select
 from dart.report import PruneReport
-from dart.selection import select
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-__all__ = ["DartConfig", "PruneHandle", "PruneReport", "prune", "select", "strategies"]
+__all__ = ["DartConfig", "PruneHandle", "PruneReport", "handle_of", "prune", "select", "strategies"]

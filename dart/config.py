@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 PIVOT_ORDERS = ("norm", "original")
 SCOPES = ("span", "joint")
+BUDGET_KINDS = ("after-layer", "mean-over-layers", "pre-llm")
 DEFAULT_KEEP = 128
-
-# The original's dictionary (`model.config.DART_config`) -> the fields below. Where a picture's tokens are is a fact
-# of each input, so the two image_token_* entries are accepted and not used.
-ORIGINAL_FIELDS = {"K": "layer", "pivot_image_token": "image_pivots", "pivot_text_token": "text_pivots"}
-ORIGINAL_BUDGETS = ("max_num_trunction", "reduction_ratio", "retain_token_num_for_llava_next")
-ORIGINAL_IGNORED = ("image_token_start_index", "image_token_length")
-ORIGINAL_SWITCH = "Sparse"
-ORIGINAL_EXTRAS = ("pivot_order", "strategy", "scope", "exact", "seed")
-
 
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
@@ -30,17 +22,21 @@ class DartConfig:
     keep: visual tokens to keep per sample: an int >= 0, or a fraction in (0, 1). None: `reduction_ratio` decides.
     layer: K; tokens are dropped between decoder layers K-1 and K (paper, section 3; default 2). 0 drops embeddings.
     image_pivots, text_pivots: how many pivots of each kind (largest L1 norm of the keys).
-    strategy: a name registered in `dart.strategies`.
+    strategy: a name registered in `dart.strategies`; looked up by `dart.prune` and `dart.select`.
     pivot_order: "norm" (image pivots by falling norm, then text pivots by falling norm; computed in float32, equals go
         to the lower position) or "original" (the order of the research code's Python set, with its roundings, which
         published numbers rest on; one small host read a sample).
     scope: "span" shares the budget over a sample's pictures (LLaVA-NeXT: over every view of them, the overview and
         the tiles) in proportion to their tokens, "joint" pools them.
-    exact: keep exactly `keep` tokens. By default, as in the research code, each of P pivots takes `budget // P`
+    exact: True: keep exactly `keep` tokens; False: as in the research code, each of P pivots takes `budget // P`
         tokens, and the image pivots come on top: 128 keeps 4 + 8 * 16 = 132, a ratio of 0.778 of 576 keeps 124.
+        None, the default: False for `dart`, True for every other strategy.
     seed: for strategies that draw at random.
     reduction_ratio: the fraction to drop, in [0, 1], as the research code states it; instead of `keep`. 0 drops
         nothing, 1 keeps the image pivots alone.
+    budget_kind: of what the budget is a number: "after-layer" (the tokens left after the last stage),
+        "mean-over-layers" (a mean over all decoder layers) or "pre-llm" (the tokens that enter the LLM).
+    options: settings of the strategy's own, by name.
 
     Fallbacks: a sample with no more visual tokens than the budget, or than it would keep, is not pruned. Pivots that
     do not exist (fewer text tokens than `text_pivots`, none after the picture) are left out and the others share the
@@ -56,13 +52,13 @@ class DartConfig:
     strategy: str = "dart"
     pivot_order: str = "norm"
     scope: str = "span"
-    exact: bool = False
+    exact: bool | None = None
     seed: int = 0
     reduction_ratio: float | None = None
+    budget_kind: str = "after-layer"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        from dart import strategies
-
         for name in ("layer", "image_pivots", "text_pivots", "seed"):
             value = getattr(self, name)
             if not _is_int(value):
@@ -71,9 +67,9 @@ class DartConfig:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
         if self.image_pivots + self.text_pivots == 0:
             raise ValueError("image_pivots and text_pivots are both 0: at least one pivot is needed")
-        if not isinstance(self.exact, bool):
-            raise TypeError(f"exact must be True or False, got {self.exact!r}")
-        for name, known in (("pivot_order", PIVOT_ORDERS), ("scope", SCOPES)):
+        if self.exact is not None and not isinstance(self.exact, bool):
+            raise TypeError(f"exact must be True, False or None, got {self.exact!r}")
+        for name, known in (("pivot_order", PIVOT_ORDERS), ("scope", SCOPES), ("budget_kind", BUDGET_KINDS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
         if self.keep is not None and self.reduction_ratio is not None:
@@ -81,7 +77,10 @@ class DartConfig:
         if self.keep is None and self.reduction_ratio is None:
             object.__setattr__(self, "keep", DEFAULT_KEEP)
         self._check_budget()
-        strategies.get(self.strategy)
+        if not isinstance(self.strategy, str):
+            raise TypeError(f"strategy must be a name, got {self.strategy!r}")
+        if not isinstance(self.options, Mapping):
+            raise TypeError(f"options must be a dict, got {self.options!r}")
 
     def _check_budget(self) -> None:
         if self.reduction_ratio is not None:
@@ -145,31 +144,7 @@ class DartConfig:
     def from_original(
         cls, mapping: Mapping[str, Any], *, anyres: bool = False, ratio_first: bool = False, **overrides: Any
     ) -> DartConfig:
-        """Read the research code's dictionary.
+        """Read the research code's dictionary; see `dart.compat.from_original`."""
+        from dart.compat import from_original
 
-        A budget of None is absent; `max_num_trunction` wins over the ratio, as there; a budget of no kind means 128.
-
-        anyres: the checkpoint is a LLaVA-NeXT one, where `retain_token_num_for_llava_next` is the budget
-            and all tiles are one pool unless the mapping has a `scope`.
-        ratio_first: for Qwen, where `reduction_ratio` is the budget whenever it is there.
-        """
-        known = {*ORIGINAL_FIELDS, *ORIGINAL_BUDGETS, *ORIGINAL_IGNORED, *ORIGINAL_EXTRAS, ORIGINAL_SWITCH}
-        if unknown := sorted(set(mapping) - known):
-            raise ValueError(f"DART_config has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        if (switch := mapping.get(ORIGINAL_SWITCH, True)) is not True:
-            raise ValueError(f"{ORIGINAL_SWITCH} must be True here, got {switch!r} (False: do not prune at all)")
-        fields: dict[str, Any] = {new: mapping[old] for old, new in ORIGINAL_FIELDS.items() if old in mapping}
-        fields |= {name: mapping[name] for name in ORIGINAL_EXTRAS if name in mapping}
-        fields.setdefault("pivot_order", "original")
-        if anyres:
-            fields.setdefault("scope", "joint")
-        retain = mapping.get("retain_token_num_for_llava_next")
-        if anyres and retain is not None:
-            fields["keep"] = retain
-        elif ratio_first and mapping.get("reduction_ratio") is not None:
-            fields["reduction_ratio"] = mapping["reduction_ratio"]
-        elif mapping.get("max_num_trunction") is not None:
-            fields["keep"] = mapping["max_num_trunction"]
-        elif mapping.get("reduction_ratio") is not None:
-            fields["reduction_ratio"] = mapping["reduction_ratio"]
-        return cls(**(fields | overrides))
+        return from_original(mapping, anyres=anyres, ratio_first=ratio_first, **overrides)

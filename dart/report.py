@@ -10,13 +10,23 @@ import torch
 
 
 @dataclass(frozen=True)
+class StageReport:
+    """One stage. layer: tokens went before it; visual_after: visual tokens left per sample; seconds: the host's time
+    for the selection (on a GPU, for launching it)."""
+
+    layer: int
+    visual_after: list[int]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class PruneReport:
     """What the last prefill with visual tokens did.
 
     kept: per sample, LongTensor of the kept visual tokens' positions in the row as given (padding included), ascending.
     Found when it is asked for, which waits for the device.
     visual_before, visual_after: visual tokens per sample; tokens_before, tokens_after: row lengths.
-    layer: K; layers: decoder layers in all.
+    layer: of the first stage; layers: decoder layers in all; stages: of each stage.
     rows: LongTensor [B, tokens_after] of the positions that stay, text included, negative where a shorter row has none;
         None: all of them. visual: bool array [B, tokens_before].
     """
@@ -29,6 +39,7 @@ class PruneReport:
     layers: int
     rows: torch.Tensor | None = field(repr=False)
     visual: np.ndarray = field(repr=False)
+    stages: tuple[StageReport, ...] = ()
 
     @cached_property
     def kept(self) -> list[torch.Tensor]:
@@ -38,7 +49,23 @@ class PruneReport:
         return [row[torch.from_numpy(seen).to(row.device)[row]] for row, seen in zip(stays, self.visual, strict=True)]
 
     @property
+    def visual_per_layer(self) -> list[list[int]]:
+        """Per sample, the visual tokens that each decoder layer sees."""
+        rows = []
+        for sample, before in enumerate(self.visual_before):
+            counts = [before] * self.layers
+            for stage in self.stages:
+                left = stage.visual_after[sample]
+                counts[stage.layer :] = [left] * (self.layers - stage.layer)
+            rows.append(counts)
+        return rows
+
+    @property
     def mean_visual_tokens(self) -> list[float]:
-        """Visual tokens per sample as a mean over all layers: the first K hold all of them."""
-        pairs = zip(self.visual_before, self.visual_after, strict=True)
-        return [(self.layer * before + (self.layers - self.layer) * after) / self.layers for before, after in pairs]
+        """Visual tokens per sample as a mean over all layers."""
+        return [sum(counts) / self.layers for counts in self.visual_per_layer]
+
+    @property
+    def seconds(self) -> float:
+        """The host's time for all selections."""
+        return sum(stage.seconds for stage in self.stages)

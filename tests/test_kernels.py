@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
 from dart import kernels
-from dart.masks import PADDING, gather_inputs
+from dart.engine.masks import PADDING, gather_inputs
 from dart.selection import Left, plan_batch, select_rows
 
 pytest.importorskip("triton")

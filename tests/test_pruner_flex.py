@@ -8,7 +8,7 @@ from conftest import IMAGE_TOKEN, prompt, tiny_llava
 from torch.nn.attention.flex_attention import create_block_mask
 
 import dart
-from dart.masks import PADDING, gather_mask
+from dart.engine.masks import PADDING, gather_mask
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers
 
-from dart.config_switch import QwenConfigSwitch
+from dart.compat import QwenConfigSwitch
 
 
 class Qwen2_5_VLForConditionalGeneration(QwenConfigSwitch, transformers.Qwen2_5_VLForConditionalGeneration):

@@ -1,7 +1,7 @@
 """LLaVA-NeXT of transformers: `LlavaNextForConditionalGeneration` (llava-hf checkpoints).
 
-What differs from LLaVA-1.5: a picture is an overview and several tiles, merged row by row, so that the tokens of one
-tile do not lie side by side. Every view is a span of its own (`scope="span"`: a quota per tile; "joint": one pool).
+What differs from LLaVA-1.5: an image is an overview and several tiles, merged row by row, so that the tokens of one
+tile do not lie side by side. Every view is a span of its own (`scope="span"`: a quota per tile; "joint": one token group).
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from typing import Any
 import torch
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from dart.families.base import Placeholders, register, runs_of
+from dart.families.base import Family, register, runs_of
 
 
-@register("llava-next-hf")
-class LlavaNextTransformers(Placeholders):
-    """model_type `llava_next`: pictures alone; `image_sizes` tells the tiles."""
-
-    model_type = "llava_next"
-    placeholders = ("image_token_id",)
+@register("llava_next")
+class LlavaNextTransformers(Family):
+    """Images alone; `image_sizes` tells the tiles."""
 
     def visual_span_ids(self, model: Any, arguments: dict[str, Any]) -> torch.Tensor | None:
         mask = self.visual_mask(model, arguments)
@@ -52,7 +49,7 @@ def _number(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
 
 
 def _views_of_size(model: Any, size: torch.Tensor) -> torch.Tensor:
-    """LongTensor [tokens] of a picture of `size` (height, width): the view that each token comes from.
+    """LongTensor [tokens] of an image of `size` (height, width): the view that each token comes from.
 
     The model's own merging is run on the views' numbers instead of features.
     """
@@ -68,7 +65,7 @@ def _views_of_size(model: Any, size: torch.Tensor) -> torch.Tensor:
 
 
 def _views_of_features(model: Any, features: torch.Tensor) -> torch.Tensor:
-    """The same from a picture's merged features [tokens, D]: its newlines tell the rows and columns.
+    """The same from an image's merged features [tokens, D]: its newlines tell the rows and columns.
 
     Padding is cut off on two opposite sides alone, so that one dimension is whole; of the grids that fit it, the model
     takes the smallest, and among equals the first.

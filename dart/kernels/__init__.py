@@ -56,22 +56,22 @@ def _say_once(line: str) -> None:
 
 
 def select_rows(batch: Batch, config: DartConfig) -> torch.Tensor | None:
-    """`Strategy.batched` of the strategy `dart`; None where torch has to do it.
+    """`Strategy.reduce_batch` of the strategy `dart`; None where torch has to do it.
 
     That is: without kernels, for `pivot_order="original"` (CPython's set order needs the host), for forced pivots and
     for dtypes that the kernels do not know.
     """
-    if any(pool.forced is not None for row in batch.pools for pool in row):
+    if any(group.forced is not None for row in batch.groups for group in row):
         return None
     if config.pivot_order != "norm" or batch.hidden.dtype not in DTYPES or not active(batch.hidden.device):
         return None
     from dart.kernels.launch import Selection
 
-    return Selection.of(batch).run(batch.hidden, batch.norm, batch.keys)
+    return Selection.of(batch, config).run(batch.hidden, batch.norm, batch.keys)
 
 
 def gather(rows: torch.Tensor, hidden: torch.Tensor, angles: Any, positions: Any) -> Inputs | None:
-    """`dart.masks.gather_inputs` in one launch; None where torch has to do it (under autograd, too)."""
+    """Hidden states [B, S, D], angles (cos, sin) and positions of `rows` in one launch; None where torch has to do it (under autograd, too)."""
     given = (*(angles or ()), *(() if positions is None else (positions,)))
     recorded = torch.is_grad_enabled() and any(each.requires_grad for each in (hidden, *given))
     if recorded or any(each.device != hidden.device for each in given) or not active(hidden.device):

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 import triton
 
-from dart.final_norm import norm_in_blocks, rms_norm
+from dart.config import DartConfig
+from dart.engine.host import to_device
+from dart.engine.norms import norm_in_blocks, rms_norm
 from dart.kernels import device as kernels
-from dart.strategies.base import Batch, PoolPlan
-from dart.transfer import to_device
+from dart.strategies.base import Batch, GroupPlan
+from dart.strategies.dart import pivot_plan
 
 MIN_SLOTS = 16  # pivots: the smallest side of a matrix product
 NORM_ROWS, NORM_COLUMNS = 8, 1024
@@ -39,13 +41,14 @@ class _Table:
         self.counts: list[tuple[int, int]] = []
         self._end = self._scores = 0
 
-    def add(self, row: int, pools: list[PoolPlan]) -> None:
+    def add(self, row: int, pools: list[GroupPlan], config: DartConfig) -> None:
         """The pools of one row of the batch. A row without any gets an empty one, whose program writes it down."""
         texts = self._append(pools[0].text) if pools else 0
         for pool in pools:
-            count, pivots = pool.visual.size, len(pool.takes)
+            images, takes = pivot_plan(config, pool)
+            count, pivots = pool.visual.size, len(takes)
             place = (row, self._append(pool.visual), count, texts, pool.text.size)
-            self._put([*place, pool.image_pivots, pivots, self._scores, len(pools)], pool.takes)
+            self._put([*place, images, pivots, self._scores, len(pools)], takes)
             self._scores += count * pivots
         if not pools:
             self._put([row, 0, 0, 0, 0, 0, 0, 0, 1], [])
@@ -80,12 +83,12 @@ class Selection:
     left: int
 
     @classmethod
-    def of(cls, batch: Batch) -> Selection:
+    def of(cls, batch: Batch, config: DartConfig) -> Selection:
         """Everything goes to the device in one copy."""
-        most = max((len(pool.takes) for row in batch.pools for pool in row), default=0)
+        most = max((len(pivot_plan(config, group)[1]) for row in batch.groups for group in row), default=0)
         table = _Table(triton.next_power_of_2(max(MIN_SLOTS, most)))
-        for row, pools in enumerate(batch.pools):
-            table.add(row, pools)
+        for row, groups in enumerate(batch.groups):
+            table.add(row, groups, config)
         widths, takes = batch.widths, np.array(table.takes)
         flags = np.zeros(-(-batch.always.size // INT_BYTES) * INT_BYTES, dtype=np.uint8)
         flags[: batch.always.size] = batch.always.ravel()
@@ -232,7 +235,7 @@ class Selection:
 def gather(
     rows: torch.Tensor, hidden: torch.Tensor, angles: tuple[torch.Tensor, ...] | None, positions: torch.Tensor | None
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, torch.Tensor | None]:
-    """`dart.masks.gather_inputs`: rows LongTensor [B, n]; hidden [B, S, D]; angles: cos and sin, [..., B or 1, S, h];
+    """Gather rows: LongTensor [B, n]; hidden [B, S, D]; angles: cos and sin, [..., B or 1, S, h];
     positions: LongTensor [..., B or 1, S]."""
     size, left = rows.shape
     hidden = hidden if hidden.stride(-1) == 1 else hidden.contiguous()

@@ -6,9 +6,9 @@ import difflib
 import importlib
 import pkgutil
 
-from dart.strategies.base import REGISTRY, Pool, Strategy, register
+from dart.strategies.base import REGISTRY, Merge, Reduction, Stage, Strategy, Tokens, register
 
-__all__ = ["Pool", "Strategy", "available", "get", "register"]
+__all__ = ["Merge", "Reduction", "Stage", "Strategy", "Tokens", "available", "get", "register"]
 
 
 def _load_all() -> None:

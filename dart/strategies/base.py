@@ -1,124 +1,145 @@
-"""What a strategy is given (`Pool`) and what it returns."""
+"""The contract of a strategy: where it acts, what it looks at, what it keeps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 
 from dart.config import DartConfig
-from dart.final_norm import norm_in_blocks
+
+if TYPE_CHECKING:
+    from dart.engine.signals import Signals
 
 
 @dataclass(frozen=True)
-class PoolPlan:
-    """What the host knows of one pool before its selection.
+class Stage:
+    """A place where tokens are dropped.
 
-    visual, text: int64 arrays [N], [M] of ascending positions; kept: tokens to keep (< N); image_pivots: pivots among
-    the visual tokens; takes: tokens each visited pivot takes; start: the first position that is no padding in front;
-    forced: pivots in visiting order, or None.
+    layer: before this decoder layer; 0: before the LLM, on the embeddings. fraction: of a token group's first size that
+    stays here, times a factor that the budget sets for all stages alike; None: the budget alone decides (one stage).
+    """
+
+    layer: int
+    fraction: float | None = None
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Dropped tokens added to kept ones: for each k, `weights[k]` times the state at `sources[k]` is added to `own[j]`
+    times the state at `keep[j]`, where `targets[k]` = j.
+
+    sources, targets: LongTensor [m]; weights: float [m]; own: float [kept].
+    """
+
+    sources: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+    own: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """keep: LongTensor [kept] of positions, ascending; merge: what becomes of the others (None: nothing)."""
+
+    keep: torch.Tensor
+    merge: Merge | None = None
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What the host knows of one token group before its selection.
+
+    visual, text: int64 arrays [N], [M] of ascending positions; budget: tokens asked for; keep: tokens to keep (< N);
+    start: the first position that is no padding in front; forced: pivots in visiting order, or None.
     """
 
     visual: np.ndarray
     text: np.ndarray
-    kept: int
-    image_pivots: int
-    takes: list[int]
+    budget: float
+    keep: int
     start: int = 0
     forced: list[int] | None = None
 
 
-class States:
-    """The hidden states of one sample behind the model's final norm, made as they are asked for.
-
-    raw: [S, D], before the norm; norm: the module, or None for states that have been normalised.
-    """
-
-    def __init__(self, raw: torch.Tensor, norm: Any):
-        self.raw, self.norm = raw, norm
-
-    @cached_property
-    def all(self) -> torch.Tensor:
-        """[S, D]."""
-        return norm_in_blocks(self.norm, self.raw[None])[0]
-
-    def rows(self, rows: slice | torch.Tensor) -> torch.Tensor:
-        """Some of them [n, D], a LongTensor of positions or a stretch; the others are not made."""
-        part = self.raw[rows] if isinstance(rows, slice) else self.raw.index_select(0, rows)
-        return part if self.norm is None else self.norm(part[None])[0]
-
-
 @dataclass(frozen=True)
-class Pool:
-    """The visual tokens of one sample that share one budget, and the text behind them.
+class Tokens:
+    """One token group: the visual tokens of a sample that share one budget, and the text after them.
 
-    states: hidden states of the sample, `hidden` all of them: [S, D], final norm applied; keys: [H, S, Dh] after RoPE.
-    visual: LongTensor [N], ascending positions; text: LongTensor [M], positions of the text after the picture.
-    kept, image_pivots, takes, start, forced: as in `PoolPlan`.
-    rows: the part of the sample that the visual tokens lie in; of many pictures each costs no more than its own.
+    visual: LongTensor [N], ascending positions in the sample; text: LongTensor [M], positions of the text after the
+    last image; keep: how many visual tokens stay; signals: see `dart.engine.signals`; plan: the same on the host.
+    rows: the stretch of the sample that the visual tokens lie in: of many images each costs no more than its own.
     """
 
-    states: States
-    keys: torch.Tensor
     visual: torch.Tensor
     text: torch.Tensor
-    kept: int
-    image_pivots: int
-    takes: list[int]
-    start: int
-    forced: list[int] | None
-    rows: slice
+    signals: Signals
+    config: DartConfig
+    plan: GroupPlan
+    rows: slice = field(init=False)
 
-    @classmethod
-    def of(cls, plan: PoolPlan, states: States, keys: torch.Tensor, visual: torch.Tensor, text: torch.Tensor) -> Pool:
-        """visual, text: the plan's, on the device."""
-        rows = slice(int(plan.visual[0]), int(plan.visual[-1]) + 1)
-        counts = (plan.kept, plan.image_pivots, plan.takes, plan.start, plan.forced)
-        return cls(states, keys, visual, text, *counts, rows)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", slice(int(self.plan.visual[0]), int(self.plan.visual[-1]) + 1))
 
     @property
-    def hidden(self) -> torch.Tensor:
-        return self.states.all
-
-    @property
-    def first_row(self) -> int:
-        """The position that `rows` begins at."""
-        return self.rows.start
+    def keep(self) -> int:
+        return self.plan.keep
 
 
 @dataclass(frozen=True)
 class Batch:
-    """All pools of all samples of one forward.
+    """All token groups of all samples of one forward, for a strategy that reduces them at once.
 
     hidden: [B, S, D], to which `norm` (the model's final one, or None) is still to be applied; keys: [B, H, S, Dh].
-    pools: of every sample; always: bool array [B, S] of the positions that stay in any case.
+    groups: of every sample; always: bool array [B, S] of the positions that stay in any case; widths: how many
+    positions stay, per sample.
     """
 
     hidden: torch.Tensor
     norm: Any
     keys: torch.Tensor
-    pools: list[list[PoolPlan]]
+    groups: list[list[GroupPlan]]
     always: np.ndarray
-
-    @cached_property
-    def widths(self) -> list[int]:
-        """How many positions stay, per sample."""
-        fixed = self.always.sum(1).tolist()
-        return [count + sum(pool.kept for pool in row) for count, row in zip(fixed, self.pools, strict=True)]
+    widths: list[int]
 
 
-class Strategy(Protocol):
-    """`__call__(pool, config)` -> LongTensor [pool.kept] of positions, any order, without repeats.
+class Strategy:
+    """One method: a class in a file of this folder, with a name, a docstring (paper, equations, defaults, deviations).
 
-    A strategy may also have `batched(batch, config)`, which selects for a whole `Batch`: LongTensor [B, max(widths)] of
-    the positions that stay, ascending, `PADDING` in front; or None where it does not, and the pools come one by one.
+    needs: names of the signals it reads (`dart.engine.signals.NAMES`): the engine provides them or refuses.
+    options: defaults of its own settings (`DartConfig.options`).
     """
 
-    def __call__(self, pool: Pool, config: DartConfig) -> torch.Tensor: ...
+    needs: ClassVar[frozenset[str]] = frozenset()
+    options: ClassVar[dict[str, Any]] = {}
+
+    def stages(self, config: DartConfig, layers: int) -> tuple[Stage, ...]:
+        """Where it drops tokens, of a decoder of `layers` layers. By default once, at `config.layer`."""
+        return (Stage(config.layer),)
+
+    def count(self, config: DartConfig, tokens: int, budget: float, texts: int | None = None) -> int:
+        """How many of `tokens` visual tokens stay for a budget; texts: how many text tokens come after the image.
+
+        Exactly the budget by default. With `exact=False`, as many as DART keeps with these settings.
+        """
+        if config.exact is False:
+            return config.plan(tokens, budget, texts)[0]
+        return min(tokens, int(budget))
+
+    def reduce(self, tokens: Tokens) -> Reduction:
+        """Choose `tokens.keep` of `tokens.visual`."""
+        raise NotImplementedError
+
+    def reduce_batch(self, batch: Batch, config: DartConfig) -> torch.Tensor | None:
+        """LongTensor [B, max(widths)] of the positions that stay, ascending, -1 in front; None: one group at a time."""
+        return None
+
+    def option(self, config: DartConfig, name: str) -> Any:
+        """The value of an option of its own."""
+        return config.options.get(name, self.options[name])
 
 
 REGISTRY: dict[str, Strategy] = {}

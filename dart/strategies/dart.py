@@ -7,12 +7,19 @@ code's own roundings and ties, which its published numbers rest on.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 from torch.nn.functional import normalize
 
 from dart import kernels
 from dart.config import DartConfig
-from dart.strategies.base import Batch, Pool, States, register
+from dart.strategies.base import Batch, GroupPlan, Reduction, Strategy, Tokens, register
+
+if TYPE_CHECKING:
+    from dart.engine.signals import Signals
 
 COSINE_EPS = 1e-8
 CPU_BLOCK_ROWS = 256
@@ -40,14 +47,14 @@ def key_norms(keys: torch.Tensor) -> torch.Tensor:
     return norms
 
 
-def similarities(pivots: torch.Tensor, states: States, rows: slice) -> torch.Tensor:
+def similarities(pivots: torch.Tensor, states: Signals, rows: slice) -> torch.Tensor:
     """float32 [P, N]: cosine similarity of the states at `pivots` (LongTensor [P]) and `rows`, times the pivot's norm.
 
     That norm changes no pivot's order of the tokens. Products and norms are those of float32.
     """
-    chosen = states.rows(pivots)
+    chosen = states.normed(pivots)
     if chosen.device.type != "cpu":
-        hidden = states.all[rows]
+        hidden = states.hidden[rows]
         norms = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
         return _products(chosen, hidden) / norms.clamp_min_(COSINE_EPS)
     # In blocks: what is normalised and converted stays in the CPU's cache for the product and the norm.
@@ -56,7 +63,7 @@ def similarities(pivots: torch.Tensor, states: States, rows: slice) -> torch.Ten
     products, norms = torch.empty(len(pivots), count), torch.empty(count)
     for start in range(0, count, CPU_STATE_ROWS):
         stop = min(start + CPU_STATE_ROWS, count)
-        part = states.rows(slice(rows.start + start, rows.start + stop))
+        part = states.normed(slice(rows.start + start, rows.start + stop))
         part = part if part.dtype == torch.float32 else block[: stop - start].copy_(part)
         products[:, start:stop] = chosen @ part.T
         torch.linalg.vector_norm(part, dim=-1, out=norms[start:stop])
@@ -91,34 +98,57 @@ def without_ties(scores: torch.Tensor) -> torch.Tensor:
 
 
 @register("dart")
-class Dart:
-    """Equations of section 3.2: each pivot in turn takes the least similar of the tokens nobody took yet."""
+class Dart(Strategy):
+    """Equations of section 3.2: each pivot in turn takes the least similar of the tokens nobody took yet.
 
-    def __call__(self, pool: Pool, config: DartConfig) -> torch.Tensor:
-        visual, faithful = pool.visual, config.pivot_order == "original"
-        if pool.forced is not None:
-            pivots = torch.tensor(pool.forced, dtype=torch.long, device=visual.device)
-            own = torch.isin(visual, pivots).int().topk(pool.image_pivots).indices
+    Before the LLM (layer 0) there are no keys yet: the pivots are those with the largest L1 norms of the embeddings.
+    """
+
+    needs = frozenset({"hidden", "keys"})
+
+    def count(self, config: DartConfig, tokens: int, budget: float, texts: int | None = None) -> int:
+        """As the research code counts: 128 keeps 4 + 8 * 16 = 132, unless `exact`."""
+        return config.plan(tokens, budget, texts)[0]
+
+    def reduce(self, tokens: Tokens) -> Reduction:
+        visual, plan, keys = tokens.visual, tokens.plan, tokens.signals.keys
+        faithful, first = tokens.config.pivot_order == "original", tokens.rows.start
+        images, takes = pivot_plan(tokens.config, plan)
+        if plan.forced is not None:
+            pivots = torch.tensor(plan.forced, dtype=torch.long, device=visual.device)
+            own = torch.isin(visual, pivots).int().topk(images).indices
         else:
-            norms = key_norms(pool.keys[:, pool.rows]).index_select(0, visual - pool.first_row)
-            own = _largest(norms, pool.image_pivots, pool.keys.dtype, faithful)
-            norms = key_norms(pool.keys.index_select(1, pool.text))
-            texts = _largest(norms, len(pool.takes) - pool.image_pivots, pool.keys.dtype, faithful)
-            pivots = torch.cat([visual[own], pool.text[texts]])
+            norms = key_norms(keys[:, tokens.rows]).index_select(0, visual - first)
+            own = _largest(norms, images, keys.dtype, faithful)
+            norms = key_norms(keys.index_select(1, tokens.text))
+            texts = _largest(norms, max(len(takes) - images, 0), keys.dtype, faithful)
+            pivots = torch.cat([visual[own], tokens.text[texts]])
             if faithful:  # the order rests on the positions that a sample has alone
-                pivots = visiting_order(pivots - pool.start) + pool.start
+                pivots = visiting_order(pivots - plan.start) + plan.start
         # All rows are multiplied where they lie: picking the visual ones first would copy the largest operand.
+        if not takes:
+            return Reduction(visual[own].sort().values)
         if faithful:
-            scores = rounded_similarities(pool.hidden.index_select(0, pivots), pool.hidden[pool.rows])
+            hidden = tokens.signals.hidden
+            scores = rounded_similarities(hidden.index_select(0, pivots), hidden[tokens.rows])
         else:
-            scores = similarities(pivots, pool.states, pool.rows)
-        scores = scores.index_select(-1, visual - pool.first_row)
-        picks = rounds_with_ties(scores, own, pool.takes) if faithful else rounds(without_ties(scores), own, pool.takes)
-        return visual[torch.cat([own, picks])]
+            scores = similarities(pivots, tokens.signals, tokens.rows)
+        scores = scores.index_select(-1, visual - first)
+        picks = rounds_with_ties(scores, own, takes) if faithful else rounds(without_ties(scores), own, takes)
+        return Reduction(visual[torch.cat([own, picks])].sort().values)
 
-    def batched(self, batch: Batch, config: DartConfig) -> torch.Tensor | None:
-        """The same for all pools of all samples at once, on a GPU; None where `dart.kernels` does not do it."""
+    def reduce_batch(self, batch: Batch, config: DartConfig) -> torch.Tensor | None:
+        """The same for all token groups of all samples at once, on a GPU; None where `dart.kernels` does not do it."""
         return kernels.select_rows(batch, config)
+
+
+def pivot_plan(config: DartConfig, plan: GroupPlan) -> tuple[int, list[int]]:
+    """(image pivots, tokens that each visited pivot takes) of a token group."""
+    if plan.forced is not None:
+        images = int(np.isin(plan.forced, plan.visual).sum())
+        config = replace(config, image_pivots=images, text_pivots=len(plan.forced) - images)
+        return config.plan(plan.visual.size, plan.budget)[1:]
+    return config.plan(plan.visual.size, plan.budget, plan.text.size)[1:]
 
 
 def _largest(norms: torch.Tensor, count: int, dtype: torch.dtype, faithful: bool) -> torch.Tensor:

@@ -1,18 +1,17 @@
-"""Control: as many tokens as DART keeps, drawn at random."""
+"""Control: tokens drawn at random."""
 
 from __future__ import annotations
 
 import torch
 
-from dart.config import DartConfig
-from dart.strategies.base import Pool, register
+from dart.strategies.base import Reduction, Strategy, Tokens, register
 
 
 @register("random")
-class Random:
+class Random(Strategy):
     """The draw depends on the seed and the number of visual tokens alone: the same in any batch, on any device."""
 
-    def __call__(self, pool: Pool, config: DartConfig) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(config.seed)
-        chosen = torch.randperm(pool.visual.numel(), generator=generator)[: pool.kept]
-        return pool.visual[chosen.to(pool.visual.device)]
+    def reduce(self, tokens: Tokens) -> Reduction:
+        generator = torch.Generator().manual_seed(tokens.config.seed)
+        chosen = torch.randperm(tokens.visual.numel(), generator=generator)[: tokens.keep].sort().values
+        return Reduction(tokens.visual[chosen.to(tokens.visual.device)])

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
-from dart.transfer import to_device
+from dart.engine.host import to_device
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.model.anyres import merge_tiles, view_ids
 from llava.model.multimodal_encoder.builder import build_vision_tower

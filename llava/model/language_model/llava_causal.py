@@ -13,8 +13,10 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 import dart
-from dart.config_switch import ConfigSwitch
-from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from dart.compat import ConfigSwitch
+from dart.engine.forward import prompt_of
+from dart.engine.losses import kept_labels
+from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.llava_arch import Images, LlavaMetaForCausalLM, add_vision_modules
 
 
@@ -92,21 +94,9 @@ class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
             **kwargs,
         )
         if labels is not None:
-            labels = self._labels_of_kept(labels, visual_span_ids, outputs.logits.shape[1])
+            labels = kept_labels(labels, outputs.logits.shape[1])
             outputs.loss = self.loss_function(logits=outputs.logits, labels=labels, vocab_size=self.config.vocab_size)
         return outputs
-
-    def _labels_of_kept(self, labels: torch.Tensor, spans: torch.Tensor | None, length: int) -> torch.Tensor:
-        """[B, S] -> [B, length]: labels of the tokens that DART left, at the end of each row."""
-        handle = self.dart_handle
-        if length == labels.shape[1] or spans is None or handle is None or handle.last is None:
-            return labels
-        shorter = labels.new_full((labels.shape[0], length), IGNORE_INDEX)
-        for row, kept in enumerate(handle.last.kept):
-            stays = spans[row] == 0
-            stays[kept.to(stays.device)] = True
-            shorter[row, length - int(stays.sum()) :] = labels[row][stays.to(labels.device)]
-        return shorter
 
     @torch.no_grad()
     def generate(  # type: ignore[override]
@@ -131,7 +121,10 @@ class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
         if mask is None:
             mask = torch.ones(merged.inputs_embeds.shape[:2], dtype=torch.long, device=merged.inputs_embeds.device)
         spans = {} if merged.visual_span_ids is None else {"visual_span_ids": merged.visual_span_ids}
-        return super().generate(inputs_embeds=merged.inputs_embeds, attention_mask=mask, **spans, **kwargs)
+        config = kwargs.get("generation_config") or self.generation_config
+        chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+        with prompt_of(merged.inputs_embeds.shape[1], chunk is not None):
+            return super().generate(inputs_embeds=merged.inputs_embeds, attention_mask=mask, **spans, **kwargs)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,

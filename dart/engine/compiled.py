@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dart.families import adapter_for
+from dart.families import family_of
 
 ISOLATED = "isolate_recompiles" in inspect.signature(torch.compile).parameters
 _WHOLE: dict[str, Any] = {"fullgraph": True} | ({"isolate_recompiles": True} if ISOLATED else {})
@@ -47,7 +47,7 @@ def compile_layers(model: nn.Module, **options: Any) -> CompiledLayers:
         raise ValueError(
             f"compile_layers needs torch.compile(isolate_recompiles=...), torch {torch.__version__} has none"
         )
-    layers = list(adapter_for(model).decoder(model).layers)
+    layers = list(family_of(model).decoder(model).layers)
     for layer in layers:
         compiled: Any = torch.compile(layer.forward, **{**_WHOLE, "dynamic": True, **options})
         layer.__dict__["forward"] = compiled

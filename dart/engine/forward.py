@@ -1,0 +1,423 @@
+"""One forward of a pruned model: what it was given, what its stages kept, and what each layer gets of it.
+
+A `Forward` lives as long as the model's forward does, in a context variable: threads and async tasks have their own. A
+layer that is computed again in the backward pass gets its `Forward` back from the arguments that were saved for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dart.engine.host import HostCopy
+from dart.engine.layers import Layer, Recorder, attention_rows, cache_of, gather_argument, gather_tokens
+from dart.engine.layout import cache_layer, claim, fit, is_static, layout_after, layout_of, stored_tokens
+from dart.engine.masks import PADDING, gather_mask, gather_padding, visible_to_last
+from dart.engine.selection import Kept, merge_states
+from dart.engine.signals import Signals
+from dart.report import PruneReport, StageReport
+from dart.strategies.base import Batch
+
+if TYPE_CHECKING:
+    from dart.engine.attach import PruneHandle
+
+SAVED = "dart_forward"  # the keyword argument in which a checkpointed layer finds its forward again
+CURRENT: ContextVar[Forward | None] = ContextVar("dart_forward", default=None)
+FINISHED: ContextVar[Forward | None] = ContextVar("dart_finished", default=None)
+PROMPT: ContextVar[Prompt | None] = ContextVar("dart_prompt", default=None)
+
+
+@dataclass
+class Prompt:
+    """What a call of `generate` asks: tokens from `length` on are answers or drafts, and never pruned.
+
+    chunked: the prompt comes in several forwards. spans, kept: what the first forward without a cache decided, for the
+    next ones, which are given the prompt and the answer so far.
+    """
+
+    length: int
+    chunked: bool = False
+    spans: np.ndarray | None = None
+    kept: dict[int, Kept] = field(default_factory=dict)
+
+
+@contextmanager
+def prompt_of(length: int, chunked: bool = False) -> Iterator[None]:
+    """Forwards in here belong to one `generate` for a prompt of `length` tokens, image tokens and cached ones counted."""
+    token = PROMPT.set(Prompt(length, chunked))
+    try:
+        yield
+    finally:
+        PROMPT.reset(token)
+
+
+@dataclass(frozen=True)
+class StageKept:
+    """What stays after a stage. local: LongTensor [B, n], of the tokens that this stage was given; rows: of the
+    forward's; `PADDING` for none."""
+
+    layer: int
+    local: torch.Tensor
+    rows: torch.Tensor
+    widths: list[int]
+
+    @property
+    def ragged(self) -> bool:
+        return len(set(self.widths)) > 1
+
+
+class Forward:
+    """State of one forward; see the module."""
+
+    def __init__(self, handle: PruneHandle, owner: Any, outer: Forward | None):
+        self.handle, self.owner, self.outer = handle, owner, outer
+        self.prompt = PROMPT.get()
+        self.spans: HostCopy | None = None
+        self.valid: HostCopy | None = None
+        self.labels: torch.Tensor | None = None
+        self.embeddings: torch.Tensor | None = None
+        self.length = 0
+        self.kept: list[StageKept] = []
+        self.recorders: dict[int, Recorder] = {}
+        self.given: dict[int, dict[str, Any]] = {}  # to attentions, by layer
+        self.states: dict[int, torch.Tensor] = {}  # hidden states before layers, for strategies that compare them
+        self.tower: dict[str, Any] = {}
+        self.report: PruneReport | None = None
+        self._past: HostCopy | int = 0
+        self._decided = -1  # stages that have been looked at
+        self._memo: dict[Any, tuple[Any, Any]] = {}
+
+    # What the modules on the way to the decoder are given.
+
+    def look(self, arguments: dict[str, Any]) -> None:
+        """Find the visual tokens and the padding in a module's arguments, unless a module before had them."""
+        if self.spans is None:
+            spans = self.handle.family.visual_span_ids(self.handle.model, arguments)
+            if spans is not None:
+                self.spans = HostCopy(spans)
+                self.tower["arguments"] = arguments
+        mask = arguments.get("attention_mask")
+        if self.valid is None and self.spans is not None:
+            if isinstance(mask, dict):
+                mask = next((each for each in mask.values() if isinstance(each, torch.Tensor)), None)
+            if isinstance(mask, torch.Tensor) and mask.ndim in (2, 4):
+                self.valid = HostCopy(mask.bool() if mask.ndim == 2 else visible_to_last(mask))
+
+    def enter_decoder(self, kwargs: dict[str, Any]) -> None:
+        embeds, cache = kwargs.get("inputs_embeds"), cache_of(kwargs)
+        given = embeds if embeds is not None else kwargs.get("input_ids")
+        self.length = 0 if given is None else int(given.shape[1])
+        self.embeddings = embeds
+        if cache is not None and (self.length > 1 or not is_static(cache)):
+            stored = cache.get_seq_length()
+            self._past = HostCopy(stored) if isinstance(stored, torch.Tensor) else int(stored)
+
+    @property
+    def past(self) -> int:
+        """Unpruned tokens before this forward's. In a static cache only the device knows: this may wait for it."""
+        if isinstance(self._past, HostCopy):
+            self._past = int(self._past.numpy())
+        return self._past
+
+    def has_visual(self) -> bool:
+        """Are there visual tokens to prune? Read by the host."""
+        return self.spans is not None and bool(self._prompt_spans(self.spans.numpy()).any())
+
+    def _prompt_spans(self, spans: np.ndarray) -> np.ndarray:
+        """The spans without what is no part of the prompt (drafts may hold placeholders)."""
+        end = spans.shape[1] if self.prompt is None else max(self.prompt.length - self.past, 0)
+        if end >= spans.shape[1]:
+            return spans
+        spans = spans.copy()
+        spans[:, end:] = 0
+        return spans
+
+    # Selection.
+
+    def wants(self, stage: int) -> bool:
+        """Will this stage select in this forward?"""
+        return self.spans is not None and self.length > 1 and self._decided < stage
+
+    def select(self, stage: int, layer: int, hidden: torch.Tensor) -> None:
+        """Decide what stays from decoder layer `layer` on; `hidden` [B, S', D] goes into that layer."""
+        if not self.wants(stage):
+            return
+        self._decided = stage
+        spans = self._prompt_spans(self.spans.numpy()[:, -self.length :])  # type: ignore[union-attr]
+        if not spans.any():
+            return
+        began = time.perf_counter()
+        if self.prompt is not None and self.prompt.chunked and self.past + self.length < self.prompt.length:
+            raise ValueError(
+                "prefill_chunk_size splits a prompt with images: DART selects from the whole prompt. Leave it out, or "
+                "remove the handle"
+            )
+        known = self._known(stage, spans)
+        kept = known if known is not None else self._select(stage, layer, hidden, spans)
+        if kept is not None and self.prompt is not None and known is None:
+            self.prompt.kept[stage] = kept
+        if kept is not None:
+            local = kept.rows
+            rows = local
+            if self.kept:
+                rows = gather_tokens(self.kept[-1].rows, local, -1).masked_fill(local < 0, PADDING)
+            self.kept.append(StageKept(layer, local, rows, kept.widths))
+            if kept.merges is not None:
+                self._memo["merged"] = (None, kept.merges)
+        self._report(spans, layer, time.perf_counter() - began)
+
+    def _known(self, stage: int, spans: np.ndarray) -> Kept | None:
+        """What the first forward of a `generate` without a cache kept, with the answer so far added."""
+        prompt = self.prompt
+        if prompt is None or self.past:
+            return None
+        end = prompt.length
+        if stage == 0 and (prompt.spans is None or not np.array_equal(prompt.spans, spans[:, :end])):
+            prompt.spans, prompt.kept = spans[:, :end].copy(), {}
+        if stage not in prompt.kept or self.length <= end:
+            return None
+        kept = prompt.kept[stage]
+        count = self.length - end
+        begin = self.kept[-1].rows.shape[1] - count if self.kept else end
+        added = torch.arange(begin, begin + count, device=kept.rows.device).expand(len(kept.rows), -1)
+        return Kept(torch.cat([kept.rows, added], 1), [width + count for width in kept.widths], kept.merges)
+
+    def _select(self, stage: int, layer: int, hidden: torch.Tensor, spans: np.ndarray) -> Kept | None:
+        selector = self.handle.selectors[stage]
+        valid = self._valid(spans)
+        sizes = [{int(k): int((row == k).sum()) for k in np.unique(row) if k} for row in spans]
+        if self.kept:
+            rows = HostCopy(self.kept[-1].rows).numpy()
+            spans = np.where(rows < 0, 0, np.take_along_axis(spans, rows.clip(0), 1))
+            valid = np.where(rows < 0, False, np.take_along_axis(valid, rows.clip(0), 1))
+        always = np.ones(spans.shape, dtype=bool)
+        if self.kept:
+            always &= rows >= 0
+        groups = []
+        for row, span in enumerate(spans):
+            groups.append(selector.plan(span, valid[row], sizes[row]))
+            for plan in groups[-1]:
+                always[row, plan.visual] = False
+        if not any(groups):
+            return None
+        return selector.run(*self._signals(stage, layer, hidden, spans, always, groups), always, groups)
+
+    def _valid(self, spans: np.ndarray) -> np.ndarray:
+        """bool [B, S]: what is neither padding nor an answer or a draft."""
+        valid = np.ones(spans.shape, dtype=bool)
+        if self.valid is not None:
+            mask = self.valid.numpy()
+            start = self.past if mask.shape[1] > self.length else 0
+            valid &= mask[:, start : start + self.length]
+        if self.prompt is not None:
+            valid[:, max(self.prompt.length - self.past, 0) :] = False
+        return valid
+
+    def _signals(
+        self, stage: int, layer: int, hidden: torch.Tensor, spans: np.ndarray, always: np.ndarray, groups: Any
+    ) -> tuple[list[Signals], Batch | None]:
+        handle = self.handle
+        needs = handle.selectors[stage].strategy.needs
+        norm = handle.norm if layer else None
+        recorded = self.recorders.pop(layer - 1, None)
+        given: list[dict[str, Any]] = [{} for _ in hidden]
+        keys = hidden[:, None] if layer == 0 else None if recorded is None else recorded.keys
+        if "keys" in needs or "values" in needs:
+            if keys is None:
+                raise ValueError(f"layer {layer - 1} gave its cache no keys: strategy {handle.config.strategy!r} needs them")
+            values = keys if recorded is None else recorded.values
+            for row, own in enumerate(given):
+                own["keys"], own["values"] = keys[row], values[row]  # type: ignore[index]
+        for row, own in enumerate(given):
+            if "previous" in needs:
+                own["previous"] = self.states[layer - 1][row]
+            if "embeddings" in needs:
+                own["embeddings"] = self._embeddings()[row]
+            if "attention" in needs:
+                own["attention"] = self._attention(layer - 1, row, recorded, self._seen(row, always.shape[1], spans))
+        for name in needs & handle.tower_signals:
+            for own, signal in zip(given, handle.tower(name, self, spans), strict=True):
+                own[name] = signal
+        signals = [Signals(states, norm, own) for states, own in zip(hidden, given, strict=True)]
+        widths = [int(n) + sum(g.keep for g in row) for n, row in zip(always.sum(1), groups, strict=True)]
+        batch = None if keys is None else Batch(hidden, norm, keys, groups, always, widths)
+        return signals, batch
+
+    def _embeddings(self) -> torch.Tensor:
+        """[B, S', D], of the tokens that are left."""
+        if self.embeddings is None:
+            raise ValueError("the decoder was given no embeddings: the signal 'embeddings' cannot be had")
+        return self.embeddings if not self.kept else gather_tokens(self.embeddings, self.kept[-1].rows, -2)
+
+    def _seen(self, row: int, length: int, spans: np.ndarray) -> np.ndarray:
+        """bool [S']: tokens of the sample that are no padding."""
+        valid = self._valid(np.zeros((len(spans), self.length), dtype=np.int64))[row]
+        if not self.kept:
+            return valid
+        rows = HostCopy(self.kept[-1].rows).numpy()[row]
+        return (rows >= 0) & valid[rows.clip(0)]
+
+    def _attention(self, number: int, row: int, recorded: Recorder | None, valid: np.ndarray) -> Any:
+        """`attention_rows` of one sample at the layer `number`."""
+        handle, given = self.handle, self.given.get(number)
+        if recorded is None or recorded.keys is None or recorded.values is None or given is None:
+            raise ValueError(f"strategy {handle.config.strategy!r} needs attention rows, which layer {number} cannot give")
+
+        def sample(value: Any) -> Any:
+            if isinstance(value, tuple):
+                return tuple(sample(each) for each in value)
+            batched = isinstance(value, torch.Tensor) and value.ndim > 1
+            axis = max(value.ndim - 3, 0) if batched and value.ndim > 2 else 0
+            if not batched or value.shape[axis] == 1:
+                return value
+            return value.narrow(axis, row, 1)
+
+        own = {name: sample(value) for name, value in given.items() if name not in ("attention_mask", "position_ids")}
+        positions = given.get("position_ids")
+        if positions is not None:
+            own["position_ids"] = positions if positions.shape[-2] == 1 else positions.narrow(-2, row, 1)
+        one = Recorder(None)
+        one.keys, one.values = recorded.keys[row : row + 1], recorded.values[row : row + 1]
+        attention = handle.layers[number].attention
+
+        def rows(queries: torch.Tensor, rope: bool) -> torch.Tensor:
+            places = torch.arange(one.keys.shape[2], device=queries.device)  # type: ignore[union-attr]
+            seen = (places <= queries[:, None]) & torch.from_numpy(valid).to(queries.device)
+            return attention_rows(attention, own, one, queries, seen, rope)[0].mean(0)
+
+        return rows
+
+    def _report(self, spans: np.ndarray, layer: int, seconds: float) -> None:
+        before = [int(n) for n in (spans > 0).sum(1)]
+        stages = list(self.report.stages) if self.report is not None else []
+        kept = self.kept[-1] if self.kept else None
+        widths = [self.length] * len(spans) if kept is None else kept.widths
+        after = [n - self.length + width for n, width in zip(before, widths, strict=True)]
+        stages.append(StageReport(layer, after, seconds))
+        rows = None if kept is None else kept.rows
+        layers = len(self.handle.layers)
+        self.report = PruneReport(
+            before, after, self.length, max(widths), stages[0].layer, layers, rows, spans > 0, tuple(stages)
+        )
+        self.handle.last = self.report
+
+    # What the layers get.
+
+    def rows_at(self, number: int) -> tuple[int, StageKept | None]:
+        """The last stage at or before layer `number`: (its place, what it kept)."""
+        for place in range(len(self.kept) - 1, -1, -1):
+            if self.kept[place].layer <= number:
+                return place, self.kept[place]
+        return -1, None
+
+    def arguments(
+        self, number: int, layer: Layer, hidden: torch.Tensor, others: dict[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, Any]] | None:
+        """(hidden states, the other arguments by name) that the layer should be given; None: as they are."""
+        cache = others.get(layer.cache)
+        own = None if layer.recurrent else cache_layer(cache, layer.slot)
+        place, kept = self.rows_at(number)
+        if kept is None:
+            if layout_of(own) is None:
+                if own is not None and self.length > 1 and self.past == 0:
+                    fit(own, 0)
+                return None
+            used, stored = stored_tokens(own)
+            static = is_static(cache)
+            columns = self._columns(own, used if static else used + self.length, stored if static else stored + self.length)
+            mask = self._mask(place, layer, others, None, columns, layout_of(own).padded)  # type: ignore[union-attr]
+            return hidden, {**others, "attention_mask": mask}
+        if kept.layer == number:
+            if "merged" in self._memo:
+                hidden = merge_states(hidden, self._memo.pop("merged")[1])
+            hidden = gather_tokens(hidden, kept.local, -2)
+        flash = self.handle.flash
+        changed = {
+            name: self._once(
+                (place, name, id(value)), value, lambda n=name, v=value: gather_argument(n, v, kept.rows, self.length, flash)
+            )
+            for name, value in others.items()
+            if name not in ("attention_mask", layer.cache)
+        }
+        changed[layer.cache] = cache
+        mask = others.get("attention_mask")
+        if layer.recurrent:
+            changed["attention_mask"] = self._once(
+                (place, "padding", id(mask)), mask, lambda: gather_padding(mask, kept.rows, kept.ragged)
+            )
+            return hidden, changed
+        columns, padded = self._prune_cache(place, kept, cache, layer)
+        self._check_window(layer, columns)
+        changed["attention_mask"] = self._mask(place, layer, others, kept.rows, columns, padded)
+        return hidden, changed
+
+    def _prune_cache(self, place: int, kept: StageKept, cache: Any, layer: Layer) -> tuple[torch.Tensor, bool]:
+        """Write the layout into the layer's cache, before its tokens; (the positions that its attention sees, padded)."""
+        positions = self._once(
+            (place, "positions"), None, lambda: torch.where(kept.rows < 0, kept.rows, kept.rows + self.past)
+        )
+        own = claim(cache, layer.slot)
+        if own is None:
+            return positions, kept.ragged
+        old = layout_of(own)
+        if self.past == 0:
+            fit(own, self.length - positions.shape[1])
+        signature = (place, "layout", id(old), stored_tokens(own), type(own))
+        layout, columns = self._once(
+            signature, old, lambda: layout_after(own, positions, self.past, self.length, kept.ragged)
+        )
+        own.layout = layout
+        return columns, layout.padded
+
+    def _columns(self, own: Any, used: int, stored: int) -> torch.Tensor:
+        layout = layout_of(own)
+        return self._once((id(layout), used, stored), layout, lambda: layout.columns(used, stored))  # type: ignore[union-attr]
+
+    def _mask(
+        self,
+        place: int,
+        layer: Layer,
+        others: dict[str, Any],
+        rows: torch.Tensor | None,
+        columns: torch.Tensor,
+        padded: bool,
+    ) -> Any:
+        mask = others.get("attention_mask")
+        if mask is None and not padded:
+            return None
+        static = is_static(others.get(layer.cache))
+        key = (place, "mask", id(mask), id(columns))
+        flash = self.handle.flash
+        past = self.past if mask is None else 0  # of a prepared mask, nothing needs counting
+        return self._once(
+            key,
+            (mask, columns),
+            lambda: gather_mask(mask, rows, columns, self.length, past, padded and not static, flash),
+        )
+
+    def _check_window(self, layer: Layer, columns: torch.Tensor) -> None:
+        window = getattr(layer.attention, "sliding_window", None)
+        if self.handle.flash and isinstance(window, int) and self.past + self.length > window:
+            raise ValueError(
+                f"flash attention measures its window of {window} tokens over what is left, not over the prompt of "
+                f"{self.past + self.length}: use attn_implementation='sdpa' to prune this model"
+            )
+
+    def _once(self, key: Any, source: Any, make: Any) -> Any:
+        """`make()`, once in this forward for `key`; `source` is kept alive, since its id may be a part of the key."""
+        if key not in self._memo:
+            self._memo[key] = (source, make())
+        return self._memo[key][1]
+
+
+def current(handle: PruneHandle) -> Forward | None:
+    """The forward of this handle's model that this thread is in."""
+    forward = CURRENT.get()
+    return forward if forward is not None and forward.handle is handle else None

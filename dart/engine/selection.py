@@ -1,0 +1,249 @@
+"""From the signals of one layer to the positions that stay.
+
+The host plans (which positions share a budget, how many of them stay), a strategy chooses. Positions are read from
+the device before a selection, never inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import pad
+
+from dart import strategies
+from dart.config import DartConfig
+from dart.engine.budgets import group_budgets, stage_budget
+from dart.engine.host import HostCopy, to_device
+from dart.engine.layout import PADDING
+from dart.engine.signals import Signals
+from dart.strategies.base import Batch, GroupPlan, Merge, Reduction, Stage, Strategy, Tokens
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays of every sample: LongTensor [B, n] of ascending positions, and how many there are of each.
+
+    A row with fewer than n begins with `PADDING`. merges: per sample what its groups add to kept tokens, as positions.
+    """
+
+    rows: torch.Tensor
+    widths: list[int]
+    merges: list[list[tuple[torch.Tensor, Merge]]] | None = None
+
+    @property
+    def ragged(self) -> bool:
+        return len(set(self.widths)) > 1
+
+
+@dataclass(frozen=True)
+class Selector:
+    """One stage of a strategy on a decoder of `layers` layers."""
+
+    strategy: Strategy
+    config: DartConfig
+    stages: tuple[Stage, ...]
+    index: int
+    layers: int
+
+    def plan(
+        self,
+        spans: np.ndarray,
+        valid: np.ndarray | None,
+        sizes: dict[int, int] | None = None,
+        pivots: Sequence[int] | None = None,
+    ) -> list[GroupPlan]:
+        """The token groups of one sample from which something goes.
+
+        spans: int [S], 0 = text, k = visual span k; valid: bool [S], False = padding; sizes: tokens that each span had
+        before the first stage (default: has now).
+        """
+        visual = np.flatnonzero(spans)
+        if visual.size == 0:
+            return []
+        after = np.arange(visual[-1] + 1, spans.size)
+        text = after if valid is None else after[valid[after]]
+        start = 0 if valid is None else int(valid.argmax())
+        plans = []
+        for positions, size, asked in self._groups(visual, spans, sizes):
+            forced = None if pivots is None else _forced(pivots, visual, positions, text)
+            budget = stage_budget(self.config, self.stages, self.index, size, asked, self.layers)
+            keep = self.strategy.count(*_counted(self.config, positions, text, forced, budget))
+            if keep < positions.size:
+                plans.append(GroupPlan(positions, text, budget, keep, start, forced))
+        return plans
+
+    def _groups(
+        self, visual: np.ndarray, spans: np.ndarray, sizes: dict[int, int] | None
+    ) -> list[tuple[np.ndarray, int, float]]:
+        """(positions, first size, tokens asked for) of every group: one per span in proportion to its size, or one."""
+        order = np.argsort(spans[visual], kind="stable")
+        parts = np.split(visual[order], np.flatnonzero(np.diff(spans[visual][order])) + 1)
+        firsts = [int(part.size) if sizes is None else sizes[int(spans[part[0]])] for part in parts]
+        if self.config.scope == "joint" or len(parts) == 1:
+            return [(visual, sum(firsts), self.config.budget(sum(firsts)))]
+        return list(zip(parts, firsts, group_budgets(self.config, firsts), strict=True))
+
+    @torch.no_grad()
+    def run(self, signals: list[Signals], batch: Batch | None, always: np.ndarray, groups: Any) -> Kept:
+        """always: bool [B, S], positions that stay in any case; groups: of every sample. `batch`: for strategies that
+        reduce all at once, where that is possible."""
+        widths = [int(n) + sum(g.keep for g in row) for n, row in zip(always.sum(1), groups, strict=True)]
+        if batch is not None:
+            rows = self.strategy.reduce_batch(batch, self.config)
+            if rows is not None:
+                return Kept(rows, widths)
+        kept, merges = [], []
+        for sample, plans, stays in zip(signals, groups, always, strict=True):
+            positions, merged = self._one(sample, plans, stays)
+            kept.append(positions)
+            merges.append(merged)
+        rows = torch.stack([pad(row, (max(widths) - len(row), 0), value=PADDING) for row in kept])
+        return Kept(rows, widths, merges if any(merges) else None)
+
+    def _one(self, signals: Signals, plans: list[GroupPlan], always: np.ndarray) -> Any:
+        device = signals.raw.device
+        parts, merges = [to_device(np.flatnonzero(always), device)], []
+        for plan in plans:
+            tokens = Tokens(
+                to_device(plan.visual, device), to_device(plan.text, device), signals, self.config, plan
+            )
+            reduction = self._checked(self.strategy.reduce(tokens), tokens)
+            parts.append(reduction.keep)
+            if reduction.merge is not None:
+                merges.append((reduction.keep, reduction.merge))
+        return torch.cat(parts).sort().values, merges
+
+    def _checked(self, reduction: Reduction, tokens: Tokens) -> Reduction:
+        """Raises ValueError for a strategy that breaks the contract; on a GPU its values are checked there."""
+        name = self.config.strategy
+        keep = reduction.keep if isinstance(reduction, Reduction) else None
+        if not isinstance(keep, torch.Tensor) or keep.dtype != torch.long or keep.ndim != 1:
+            raise TypeError(f"strategy {name!r} must return a Reduction with a LongTensor [{tokens.keep}] in `keep`")
+        if keep.numel() != tokens.keep:
+            raise ValueError(f"strategy {name!r} kept {keep.numel()} visual tokens where it must keep {tokens.keep}")
+        ascending = (keep[1:] > keep[:-1]).all() if keep.numel() > 1 else torch.ones((), dtype=torch.bool)
+        good = ascending & torch.isin(keep, tokens.visual).all()
+        message = f"strategy {name!r} must keep different positions of its token group, in ascending order"
+        if good.device.type == "cpu":
+            if not bool(good):
+                raise ValueError(message)
+        else:
+            torch._assert_async(good, message)
+        return reduction
+
+
+def selector(config: DartConfig, layers: int) -> list[Selector]:
+    """The strategy's stages, first one first. Raises ValueError for an unknown strategy, option or stage."""
+    strategy = strategies.get(config.strategy)
+    if unknown := sorted(set(config.options) - set(strategy.options)):
+        known = ", ".join(sorted(strategy.options)) or "none"
+        raise ValueError(f"strategy {config.strategy!r} has no option {', '.join(unknown)}; known: {known}")
+    stages = tuple(sorted(strategy.stages(config, layers), key=lambda stage: stage.layer))
+    if len({stage.layer for stage in stages}) != len(stages):
+        raise ValueError(f"strategy {config.strategy!r} has two stages at one layer")
+    if len(stages) > 1 and any(stage.fraction is None for stage in stages):
+        raise ValueError(f"strategy {config.strategy!r} has several stages: each needs a fraction")
+    return [Selector(strategy, config, stages, index, layers) for index in range(len(stages))]
+
+
+def merge_states(hidden: torch.Tensor, merges: list[list[tuple[torch.Tensor, Merge]]]) -> torch.Tensor:
+    """`hidden` [B, S, D] with dropped tokens added to kept ones; see `Merge`."""
+    hidden = hidden.clone()
+    for row, merged in enumerate(merges):
+        for keep, merge in merged:
+            states = hidden[row]
+            sums = states[keep].float() * merge.own.float()[:, None]
+            added = states[merge.sources].float() * merge.weights.float()[:, None]
+            hidden[row, keep] = sums.index_add(0, merge.targets, added).to(hidden.dtype)
+    return hidden
+
+
+def _counted(
+    config: DartConfig, positions: np.ndarray, text: np.ndarray, forced: list[int] | None, budget: float
+) -> tuple[DartConfig, int, float, int]:
+    if forced is None:
+        return config, positions.size, budget, text.size
+    from dataclasses import replace
+
+    images = int(np.isin(forced, positions).sum())
+    counts = replace(config, image_pivots=images, text_pivots=len(forced) - images)
+    return counts, positions.size, budget, len(forced) - images
+
+
+def _forced(pivots: Sequence[int], visual: np.ndarray, positions: np.ndarray, text: np.ndarray) -> list[int]:
+    """The forced pivots that act on one group (`positions`): its own visual tokens and the text's. Raises ValueError."""
+    forced = [int(p) for p in pivots]
+    if outside := [p for p in forced if p not in {*visual.tolist(), *text.tolist()}]:
+        raise ValueError(f"pivots {outside} are neither visual tokens nor text after them")
+    if len(set(forced)) != len(forced) or not forced:
+        raise ValueError(f"pivots must be one or more different positions, got {forced}")
+    own = [p for p in forced if p in {*positions.tolist(), *text.tolist()}]
+    if not own:
+        raise ValueError("every image needs a pivot of its own or of the text after it: none of the pivots is")
+    return own
+
+
+def _check(hidden: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor) -> None:
+    for name, value in (("hidden", hidden), ("keys", keys), ("visual_mask", mask)):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"visual_mask must be bool, got {mask.dtype}")
+    if hidden.ndim not in (2, 3) or keys.ndim != hidden.ndim + 1 or mask.ndim != hidden.ndim - 1:
+        raise ValueError(
+            "expected hidden [S, D], keys [H, S, Dh], visual_mask [S] (or all with a leading batch dimension), got "
+            f"{list(hidden.shape)}, {list(keys.shape)}, {list(mask.shape)}"
+        )
+    if not hidden.shape[-2] == keys.shape[-2] == mask.shape[-1] or hidden.shape[:-2] != mask.shape[:-1]:
+        raise ValueError(
+            f"hidden {list(hidden.shape)}, keys {list(keys.shape)} and visual_mask {list(mask.shape)} differ "
+            "in tokens or samples"
+        )
+
+
+def select(
+    hidden: torch.Tensor,
+    keys: torch.Tensor,
+    visual_mask: torch.Tensor,
+    config: DartConfig,
+    *,
+    pivots: Sequence[int] | None = None,
+) -> torch.Tensor | list[torch.Tensor]:
+    """Positions of the kept visual tokens, ascending (LongTensor [kept]).
+
+    hidden: [S, D] hidden states after the model's final norm, any float dtype; keys: [H, S, Dh] keys after RoPE of the
+    layer before; visual_mask: bool [S]. With a leading batch dimension: LongTensor [B, kept], or a list of
+    LongTensors when the samples keep different numbers. pivots: absolute positions to use as pivots, in this visiting
+    order, instead of the norms' choice. The mask is one token group: `config.scope` needs the engine, which knows the
+    images. The mask is read by the host once at the start (its size decides how many tokens stay); with
+    `pivot_order="norm"` nothing else waits for the device. Raises TypeError / ValueError.
+    """
+    _check(hidden, keys, visual_mask)
+    single = hidden.ndim == 2
+    if single:
+        hidden, keys, visual_mask = hidden[None], keys[None], visual_mask[None]
+    spans = HostCopy(visual_mask).numpy().astype(np.int64)
+    first, *later = selector(config, config.layer + 1)
+    needs = first.strategy.needs - {"raw", "hidden", "keys"}
+    if later or needs or first.stages[0].fraction is not None:
+        raise ValueError(f"dart.select runs strategies of hidden states and keys alone, not {config.strategy!r}")
+    groups = [first.plan(row, None, None, pivots) for row in spans]
+    always = spans > 0
+    for row, plans in enumerate(groups):
+        for plan in plans:
+            always[row, plan.visual] = False
+    widths = [int(n) + sum(g.keep for g in row) for n, row in zip(always.sum(1), groups, strict=True)]
+    batch = Batch(hidden, None, keys, groups, always, widths)
+    signals = [Signals(states, None, {"keys": own}) for states, own in zip(hidden, keys, strict=True)]
+    kept = first.run(signals, batch, always, groups)
+    rows = [row[kept.rows.shape[1] - width :] for row, width in zip(kept.rows, kept.widths, strict=True)]
+    if single:
+        return rows[0]
+    return rows if kept.ragged else torch.stack(rows)
+
+
+Refused = Callable[[str], None]

@@ -1,0 +1,81 @@
+"""What strategies may look at. Everything is made when it is asked for, from what the forward holds anyway.
+
+| name | shape | what |
+|---|---|---|
+| `raw` | [S, D] | hidden states at this layer; before the LLM, the embeddings |
+| `hidden` | [S, D] | the same after the model's final norm (before the LLM: `raw`) |
+| `previous` | [S, D] | hidden states one layer earlier |
+| `keys`, `values` | [H, S, d] | of the layer before, keys after RoPE (before the LLM: the embeddings, as one head) |
+| `attention` | [R, S] | `attention_rows(queries, rope=True)`: mean over heads of softmax rows of the layer before |
+| `embeddings` | [S, D] | the LLM's inputs |
+| `grid` | [N, 4] | frame, row, column and tile of each visual token, in order of position |
+| `tower_features` | [N, E] | of each visual token, the vision tower's states before the projector |
+| `tower_keys` | [N, d] | of each visual token, its keys in the tower's layer whose states are used, all heads |
+| `tower_attention` | [N] | of each visual token, the attention that the CLS token pays it there; without one, mean received |
+
+S: tokens of one sample, N: its visual tokens. No S x S or N x N matrix of attention is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from dart.engine.norms import norm_in_blocks
+
+NAMES = (
+    "raw",
+    "hidden",
+    "previous",
+    "keys",
+    "values",
+    "attention",
+    "embeddings",
+    "grid",
+    "tower_features",
+    "tower_keys",
+    "tower_attention",
+)
+Rows = Callable[[torch.Tensor, bool], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Of one sample, see the table above. norm: the final norm, None where `raw` needs none.
+
+    given: signals that the engine collected; asking for one that the strategy did not name in `needs` is an error.
+    """
+
+    raw: torch.Tensor
+    norm: Any
+    given: dict[str, Any] = field(default_factory=dict)
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        if name in NAMES and name in self.given:
+            return self.given[name]
+        if name in NAMES:
+            raise ValueError(f"the strategy asked for the signal {name!r} without naming it in `needs`")
+        raise AttributeError(name)
+
+    @cached_property
+    def hidden(self) -> torch.Tensor:
+        """[S, D]."""
+        return norm_in_blocks(self.norm, self.raw[None])[0]
+
+    def normed(self, rows: slice | torch.Tensor) -> torch.Tensor:
+        """Some rows of `hidden` [n, D], a LongTensor of positions or a stretch; the others are not made."""
+        part = self.raw[rows] if isinstance(rows, slice) else self.raw.index_select(0, rows)
+        return part if self.norm is None else norm_in_blocks(self.norm, part[None])[0]
+
+    def attention_rows(self, queries: torch.Tensor, rope: bool = True) -> torch.Tensor:
+        """float32 [R, S]: mean over heads of the softmax rows of `queries` (LongTensor [R] of positions).
+
+        The softmax runs over all tokens of this forward that a query sees. rope: False compares queries and keys before
+        their rotation, which takes the distance out of the scores.
+        """
+        rows: Rows = self.attention  # type: ignore[assignment]
+        return rows(queries, rope)
