@@ -115,7 +115,7 @@ class Case:
     video: Callable[[int, torch.Generator], Picture] | None = None
     image_tokens: tuple[int, ...] = (IMAGE, VIDEO)  # ids of all placeholders that get visual features
     types: str = ""  # name of the input that says what each token is: mm_token_type_ids, token_type_ids or none
-    image_axis: int = 0  # along which the tensors of a row's images are concatenated; rows always along 0
+    axes: dict[str, tuple[int, int]] = field(default_factory=dict)  # that images and rows are joined along, if not 0
     fills: dict[str, int] = field(default_factory=dict)  # what an input is padded with, where that is not 0
     finish: Callable[[Rows], Rows] = lambda inputs: inputs  # adds inputs that are made from the others
     decoder: str = "model.language_model"
@@ -151,11 +151,13 @@ class Case:
         if self.types:
             row[self.types] = torch.tensor([kinds])
         for name in pictures[0].tensors if pictures else ():
-            row[name] = join([one.tensors[name] for one in pictures], self.image_axis, self.fills.get(name, 0))
+            row[name] = join(
+                [one.tensors[name] for one in pictures], self.axes.get(name, (0, 0))[0], self.fills.get(name, 0)
+            )
         return row
 
 
-def join(tensors: list[torch.Tensor], axis: int = 0, fill: int = 0) -> torch.Tensor:
+def join(tensors: list[torch.Tensor], axis: int, fill: int) -> torch.Tensor:
     """Concatenated along `axis`; the other dimensions padded with `fill` on the right to the longest."""
     sizes = [max(lengths) for lengths in zip(*(tensor.shape for tensor in tensors), strict=True)]
     padded = []
@@ -174,7 +176,7 @@ def batch(case: Case, rows: list[Rows]) -> Rows:
         values, fill = [row[name] for row in rows if name in row], case.fills.get(name, PAD)
         if name in ("input_ids", "attention_mask", case.types):
             values = [torch.nn.functional.pad(v, (length - v.shape[1], 0), value=fill) for v in values]
-        result[name] = join(values, fill=fill)
+        result[name] = join(values, case.axes.get(name, (0, 0))[1], fill)
     return case.finish(result)
 
 

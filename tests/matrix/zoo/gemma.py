@@ -92,6 +92,23 @@ def gemma4(name, attention):
     )
 
 
+@family("gemma4_unified")
+def gemma4_unified(name, attention):
+    """No vision tower: blocks of pixels go through a projection."""
+
+    def image(number, generator):
+        height, width = 2 + number % 2, 3
+        pixels = torch.rand(1, height * width, 3 * (POOL * PATCH) ** 2, generator=generator)
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        tensors = {"pixel_values": pixels, "image_position_ids": torch.stack([x, y], -1).reshape(1, -1, 2)}
+        return Picture([START, *[IMAGE] * (height * width), END], tensors)
+
+    vision = {"model_type": name + "_vision", "mm_embed_dim": WIDTH, "mm_posemb_size": 16, "output_proj_dims": WIDTH}
+    model = tiny(name, attention, text_config={"global_head_dim": 2 * HEAD_DIM}, vision_config=vision)
+    fills = {"image_position_ids": -1}
+    return Case(model=model, image=image, types="mm_token_type_ids", fills=fills, bidirectional=True)
+
+
 if find_spec("timm"):
 
     @family("gemma3n")
