@@ -11,9 +11,12 @@ from . import IMAGE, LAYERS, PATCH, SIZE, WIDTH, Case, Picture, family, square, 
 def llama4(name, attention):
     """Layers with chunks of 16 tokens and rotary angles, and full ones without angles, in turn."""
     vision = {"vision_output_dim": WIDTH, "projector_input_dim": WIDTH, "projector_output_dim": WIDTH}
+    vision["intermediate_size"] = 4 * WIDTH  # also the width of 2 x 2 patches
     text = {"attention_chunk_size": 16, "no_rope_layers": [1, 0] * (LAYERS // 2), "intermediate_size_mlp": 64}
     model = tiny(name, attention, text_config=text, vision_config=vision)
-    return Case(model=model, image=square((SIZE // PATCH) ** 2 // 4))
+    # transformers 5.24.0 reads this from its decoder's output, which lacks it: every forward fails without the hook.
+    model.language_model.register_forward_hook(lambda module, args, output: setattr(output, "image_outputs", None))
+    return Case(model=model, image=square((SIZE // PATCH) ** 2 // 4), decoder="language_model.model")
 
 
 @family("lfm2_vl")
