@@ -1,10 +1,10 @@
-"""Families without kin: Llama 4, LFM2-VL."""
+"""Families without kin."""
 
 from __future__ import annotations
 
 import torch
 
-from . import IMAGE, LAYERS, PATCH, SIZE, WIDTH, Case, Picture, family, square, tiny
+from . import IMAGE, LAYERS, PATCH, SIZE, WIDTH, Case, Picture, family, skip, square, tiny
 
 
 @family("llama4")
@@ -35,3 +35,23 @@ def lfm2_vl(name, attention):
     text = {"layer_types": ["conv", "full_attention"] * (LAYERS // 2), "block_multiple_of": 16}
     model = tiny(name, attention, text_config=text, vision_config={"num_patches": 64}, projector_hidden_size=64)
     return Case(model=model, image=image)
+
+
+@family("fuyu")
+def fuyu(name, attention):
+    """No tower: patches go through one projection."""
+
+    def image(number, generator):
+        patches = 6 + 2 * (number % 2)
+        pixels = torch.randn(1, patches, 3 * PATCH * PATCH, generator=generator)
+        return Picture([IMAGE] * patches, {"pixel_values": pixels})
+
+    return Case(
+        model=tiny(name, attention, patch_size=PATCH), image=image, axes={"pixel_values": (1, 0)}, batches=False
+    )
+
+
+skip("reads the image by gated cross attention layers: its ids hold no visual tokens", "idefics")
+skip("its image features are put before the text without placeholder tokens", "git")
+skip("an encoder and a decoder (BART): the decoder reads the image by cross attention", "florence2")
+skip("answers about proteins, not images: protein features enter by cross attention", "evolla")
