@@ -20,7 +20,7 @@ def chameleon(name, attention):
     ids = {word: FIRST_CODE + n for word, n in names.items()}
     vq = VQ | {"num_embeddings": CODES, "resolution": SIZE, "attn_type": "none"}
     model = tiny(name, attention, vq_config=vq, vocabulary_map=ids | {"<image>": IMAGE})
-    return Case(model=model, image=square(EDGE**2))
+    return Case(model=model, image=square(EDGE**2), decoder="model")
 
 
 @family("emu3")
@@ -36,4 +36,27 @@ def emu3(name, attention):
     ids |= {"<image>": IMAGE, "<|extra_200|>": 118}
     vq = VQ | {"codebook_size": CODES, "attn_resolutions": [], "temporal_downsample_factor": 1}
     model = tiny(name, attention, vq_config=vq, vocabulary_map=ids)
+    return Case(model=model, image=image, decoder="model.text_model")
+
+
+@family("apertus1p5")
+def apertus(name, attention):
+    """The codes follow the text ids in one vocabulary."""
+
+    def image(number, generator):
+        one = square(EDGE**2)(number, generator)
+        one.tensors["image_sizes"] = torch.tensor([[SIZE, SIZE]])
+        return one
+
+    vision = VQ | {"codebook_size": CODES, "attn_resolutions": [], "resolution": SIZE}
+    audio = {"num_filters": 4, "codebook_size": 4, "codebook_dim": 8, "hidden_size": 8, "num_lstm_layers": 1}
+    audio |= {"decoder_hidden_size": 32, "decoder_intermediate_size": 32, "decoder_num_layers": 1}
+    model = tiny(
+        name,
+        attention,
+        vision_config=vision,
+        audio_config=audio,
+        image_token_offset=FIRST_CODE,
+        audio_token_offset=FIRST_CODE + CODES,
+    )
     return Case(model=model, image=image)

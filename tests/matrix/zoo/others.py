@@ -55,3 +55,4 @@ skip("reads the image by gated cross attention layers: its ids hold no visual to
 skip("its image features are put before the text without placeholder tokens", "git")
 skip("an encoder and a decoder (BART): the decoder reads the image by cross attention", "florence2")
 skip("answers about proteins, not images: protein features enter by cross attention", "evolla")
+skip("writes blocks of tokens by denoising a canvas: there are no logits of the prompt's next token", "diffusion_gemma")

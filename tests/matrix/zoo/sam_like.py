@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import PATCH, SIZE, WIDTH, Case, family, square, tiny
+from . import LAYERS, PATCH, SIZE, WIDTH, Case, family, square, tiny
 
 EDGE = 64  # pixels of SAM's images; 4 x 4 tokens after two halvings
 SAM = {"image_size": EDGE, "output_channels": WIDTH, "window_size": 4, "global_attn_indexes": [1], "mlp_dim": 64}
