@@ -95,7 +95,9 @@ def muse(name, attention):
     sizes = {"vision_config": {"pos_emb_height": 8, "pos_emb_width": 8}, "projector_hidden_size": WIDTH}
     sizes |= {"out_hidden_size": 4 * WIDTH}
     if name == "muse_spark":
-        text |= {"post_norm_eps": 1e-5, "moe_hidden_size": 16, "mlp_layer_types": ["dense", *["sparse"] * 7]}
+        # Its own factors make a random model chaotic: attention kernels would differ by more than 1e-3.
+        text |= {"qk_scale_factor": 1.0, "residual_gate_temperature": 1.0}
+        text |= {"moe_hidden_size": 16, "mlp_layer_types": ["sparse", "dense"] * 4}
         audio = {"patch_sizes": [4, 4], "hidden_sizes": [8, 8], "depths": [1, 1], "num_hidden_layers": 2}
         sizes["audio_config"] = audio | {"out_hidden_size": WIDTH, "initializer_range": STD}
     note = "full-attention layers have no rotary angles: position_embeddings=None; placeholders are embedded as id 0"
@@ -133,7 +135,7 @@ def qwen3_omni(name, attention):
 
 @family("qwen4_exp")
 def qwen4_exp(name, attention):
-    index = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8}
+    index = {"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 8}
     index |= {"indexer_budget": 16, "indexer_compress_ratio": 4, "hc_count": 2, "hc_lowrank": 8}
     ngrams = {"ple_layer_ids": [1, 5], "ple_embed_dim": 16, "ngram_size": 3, "heads_per_ngram": 2}
     ngrams |= {"ngram_vocab_size_base": 64, "make_ngram_vocab_size_divisible_by": 4, "split_ngram_parts": 1}
