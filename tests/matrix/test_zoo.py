@@ -11,7 +11,10 @@ CHANGE = 1e-3  # of the last position's logits, at least, by other pixels
 
 @pytest.fixture(scope="module", params=zoo.names())
 def case(request):
-    return zoo.make(request.param)
+    case = zoo.make(request.param)
+    if case.skip:
+        pytest.skip(case.skip)
+    return case
 
 
 def other_pixels(inputs):
@@ -22,20 +25,47 @@ def other_pixels(inputs):
     }
 
 
-@torch.no_grad()
-def test_logits_are_finite_and_depend_on_the_image(case):
-    inputs = case.inputs(images=2)
+def test_the_decoder_is_where_the_case_says(case):
+    decoder = case.model.get_submodule(case.decoder)
+    assert len(decoder.layers) >= zoo.LAYERS
+
+
+def check_logits(case, inputs):
     logits = case.model(**inputs).logits
     assert logits.shape == (*inputs["input_ids"].shape, zoo.VOCABULARY)
     assert logits.isfinite().all()
     assert (logits[:, -1] - case.model(**other_pixels(inputs)).logits[:, -1]).abs().max() > CHANGE
+    return logits
+
+
+@torch.no_grad()
+def test_logits_are_finite_and_depend_on_the_images(case):
+    check_logits(case, case.inputs(images=2))
+
+
+@torch.no_grad()
+def test_logits_are_finite_and_depend_on_the_video(case):
+    if case.video is None:
+        pytest.skip("no video in this family")
+    check_logits(case, case.video_inputs())
+
+
+@torch.no_grad()
+def test_a_padded_batch_equals_its_rows_alone(case):
+    if not case.batches:
+        pytest.skip("no padded batches in this family")
+    rows = [case.inputs(text_before=3), case.inputs(images=2, text_before=5, seed=1)]
+    logits = case.model(**zoo.batch(case, rows)).logits
+    for number, row in enumerate(rows):
+        alone = case.model(**row).logits[0]
+        torch.testing.assert_close(logits[number, -len(alone) :], alone, atol=1e-3, rtol=0)
 
 
 @torch.no_grad()
 def test_generates_the_same_with_and_without_cache(case):
     if case.known:
         pytest.xfail(case.known)
-    with_cache, without = (
-        case.model.generate(**case.inputs(), max_new_tokens=3, use_cache=use) for use in (True, False)
-    )
-    assert with_cache.tolist() == without.tolist()
+    inputs = case.inputs()
+    cached, whole = (case.model.generate(**inputs, max_new_tokens=3, use_cache=use) for use in (True, False))
+    assert cached.shape[1] == inputs["input_ids"].shape[1] + 3
+    assert cached.tolist() == whole.tolist()

@@ -3,8 +3,9 @@
     case = make("qwen2_vl")
     case.model.generate(**case.inputs(images=2), max_new_tokens=3)
 
-A family is one function in a file of this folder: the file is found by itself. `tiny` makes the model from the family's
-own config classes with the small sizes of `DECODER` and `ENCODER`; a `Picture` says which tokens and tensors an image has.
+A family is one function in a file of this folder; files are found by themselves. `tiny` makes the model from the
+family's own config classes with the small sizes of `DECODER` and `ENCODER`; a `Picture` says which tokens and tensors
+an image has.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import cycle, islice
 
@@ -79,6 +80,11 @@ ENCODER = {
     "num_position_embeddings": 64,
     "out_hidden_size": WIDTH,
     "projection_dim": WIDTH,
+    "d_model": WIDTH,
+    "encoder_layers": 2,
+    "encoder_attention_heads": HEADS,
+    "encoder_ffn_dim": 64,
+    "output_dim": WIDTH,
     "vision_use_head": False,
     "initializer_range": STD,
 }
@@ -109,7 +115,8 @@ class Case:
     video: Callable[[int, torch.Generator], Picture] | None = None
     image_tokens: tuple[int, ...] = (IMAGE, VIDEO)  # ids of all placeholders that get visual features
     types: str = ""  # name of the input that says what each token is: mm_token_type_ids, token_type_ids or none
-    image_axis: int = 0  # along which the tensors of a row's images are concatenated; rows always along 0
+    axes: dict[str, tuple[int, int]] = field(default_factory=dict)  # that images and rows are joined along, if not 0
+    fills: dict[str, int] = field(default_factory=dict)  # what an input is padded with, where that is not 0
     finish: Callable[[Rows], Rows] = lambda inputs: inputs  # adds inputs that are made from the others
     decoder: str = "model.language_model"
     bidirectional: bool = False  # visual tokens of an image see each other
@@ -144,33 +151,32 @@ class Case:
         if self.types:
             row[self.types] = torch.tensor([kinds])
         for name in pictures[0].tensors if pictures else ():
-            row[name] = join([one.tensors[name] for one in pictures], self.image_axis)
+            row[name] = join(
+                [one.tensors[name] for one in pictures], self.axes.get(name, (0, 0))[0], self.fills.get(name, 0)
+            )
         return row
 
 
-def join(tensors: list[torch.Tensor], axis: int = 0) -> torch.Tensor:
-    """Concatenated along `axis`; the other dimensions padded with zeros on the right to the longest."""
+def join(tensors: list[torch.Tensor], axis: int, fill: int) -> torch.Tensor:
+    """Concatenated along `axis`; the other dimensions padded with `fill` on the right to the longest."""
     sizes = [max(lengths) for lengths in zip(*(tensor.shape for tensor in tensors), strict=True)]
     padded = []
     for tensor in tensors:
         target = [tensor.shape[d] if d == axis else size for d, size in enumerate(sizes)]
         pads = [(0, want - have) for want, have in zip(target, tensor.shape, strict=True)]
-        padded.append(torch.nn.functional.pad(tensor, [n for pair in reversed(pads) for n in pair]))
+        padded.append(torch.nn.functional.pad(tensor, [n for pair in reversed(pads) for n in pair], value=fill))
     return torch.cat(padded, axis)
 
 
 def batch(case: Case, rows: list[Rows]) -> Rows:
     """Rows of one row each, of any lengths, as one batch padded on the left. Text-only rows have no image tensors."""
-    per_token = {"input_ids": PAD, "attention_mask": 0, case.types: 0}
     length = max(row["input_ids"].shape[1] for row in rows)
-    names = dict.fromkeys(name for row in rows for name in row)
     result = {}
-    for name in names:
-        values = [row[name] for row in rows if name in row]
-        if name in per_token:
-            fill = per_token[name]
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values, fill = [row[name] for row in rows if name in row], case.fills.get(name, PAD)
+        if name in ("input_ids", "attention_mask", case.types):
             values = [torch.nn.functional.pad(v, (length - v.shape[1], 0), value=fill) for v in values]
-        result[name] = join(values)
+        result[name] = join(values, case.axes.get(name, (0, 0))[1], fill)
     return case.finish(result)
 
 
@@ -189,16 +195,16 @@ def shrink(default: PreTrainedConfig, small: dict, overrides: dict) -> PreTraine
 
     An override of a config is a dict of overrides; `model_type` in it chooses another class.
     """
+    small, overrides = small | NO_DROPOUT, dict(overrides)
     if "model_type" in overrides:
-        default = CONFIG_MAPPING[overrides["model_type"]]()
-    small, overrides = small | NO_DROPOUT, {name: v for name, v in overrides.items() if name != "model_type"}
+        default = CONFIG_MAPPING[overrides.pop("model_type")]()
     values = {}
     for name in (each.name for each in dataclasses.fields(default)):
-        value = default.__dict__.get(name)
-        if isinstance(value, PreTrainedConfig):
+        value, given = default.__dict__.get(name), overrides.get(name)
+        if isinstance(value, PreTrainedConfig) or (isinstance(given, dict) and "model_type" in given):
             sizes = DECODER if name == "text_config" else ENCODER
             values[name] = shrink(value, sizes, overrides.pop(name, {}))
-        elif name in small:
+        elif name in small and value is not None:
             values[name] = small[name]
         elif name == "layer_types" and value and len(set(value)) > 1:
             kinds = list(dict.fromkeys(value))
@@ -225,7 +231,7 @@ def fill(model: PreTrainedModel, seed: int = 0) -> None:
 def tiny(model_type: str, attention: str, **overrides) -> PreTrainedModel:
     """The family's model, float32, for evaluation; `overrides` of its config as in `shrink`."""
     torch.manual_seed(0)
-    config = shrink(CONFIG_MAPPING[model_type](), DECODER, overrides)
+    config = shrink(CONFIG_MAPPING[model_type.split(":")[0]](), DECODER, overrides)
     model = AutoModelForImageTextToText.from_config(config, attn_implementation=attention, dtype=torch.float32).eval()
     fill(model)
     model.generation_config.update(pad_token_id=PAD, eos_token_id=None, do_sample=False)
@@ -237,7 +243,7 @@ SKIPPED: dict[str, str] = {}
 
 
 def family(*model_types: str):
-    """Registers a function (model_type, attention) -> Case for these model types."""
+    """Registers a function (name, attention) -> Case for these names: model types, or "model_type:variant"."""
 
     def register(make_case):
         for model_type in model_types:
@@ -261,13 +267,14 @@ def _load() -> None:
 
 
 def names() -> list[str]:
-    """The model types that the installed transformers maps to image-text-to-text, without those skipped."""
+    """The model types that the installed transformers maps to image-text-to-text, and variants "model_type:variant"."""
     _load()
-    return [name for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if name not in SKIPPED]
+    types = list(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    return types + [name for name in FAMILIES if ":" in name and name.split(":")[0] in types]
 
 
 def make(name: str, attention: str = "sdpa") -> Case:
-    """The case of a model type; its `skip` is set where there is no model."""
+    """The case of one of `names()`; its `skip` is set where there is no model."""
     _load()
     if name in SKIPPED:
         return Case(name, skip=SKIPPED[name])

@@ -2,12 +2,60 @@
 
 from __future__ import annotations
 
-from . import Case, family, square, tiny
+import torch
 
-PATCHES = 36
+from . import IMAGE, PATCH, SIZE, VIDEO, Case, Picture, family, square, tiny
+
+EDGE = SIZE // PATCH
+PATCHES = EDGE * EDGE
+FRAMES = 2
+# (height, width) of the images of a row: 2, 2 and 4 tiles of SIZE pixels, without any padding to cut off.
+SIZES = [(SIZE, 2 * SIZE), (2 * SIZE, SIZE), (2 * SIZE, 2 * SIZE)]
+PINPOINTS = [list(size) for size in SIZES]
+
+
+def tiles(number, generator):
+    """An overview and its tiles; each row of the tiles' patches ends with a newline token."""
+    height, width = SIZES[number % len(SIZES)]
+    rows, columns = height // PATCH, width // PATCH
+    pixels = torch.randn(1, 1 + height * width // SIZE**2, 3, SIZE, SIZE, generator=generator)
+    tensors = {"pixel_values": pixels, "image_sizes": torch.tensor([[height, width]])}
+    return Picture([IMAGE] * (PATCHES + rows * (columns + 1)), tensors)
+
+
+def frames(tokens):
+    def video(number, generator):
+        pixels = torch.randn(1, FRAMES, 3, SIZE, SIZE, generator=generator)
+        return Picture([VIDEO] * tokens, {"pixel_values_videos": pixels}, kind=2)
+
+    return video
 
 
 @family("llava", "vipllava")
 def llava(name, attention):
-    layers = {"vision_feature_layers": [-2, 1]} if name == "vipllava" else {}
+    layers = {"vision_feature_layer": [-2, 1]} if name == "vipllava" else {}
     return Case(model=tiny(name, attention, **layers), image=square(PATCHES))
+
+
+@family("llava_next", "llava_next_video")
+def llava_next(name, attention):
+    model = tiny(name, attention, image_grid_pinpoints=PINPOINTS)
+    video = frames(FRAMES * PATCHES // 4) if name == "llava_next_video" else None  # 2 x 2 patches per token
+    return Case(model=model, image=tiles, video=video)
+
+
+@family("llava_onevision")
+def llava_onevision(name, attention):
+    model = tiny(name, attention, image_grid_pinpoints=PINPOINTS)
+    video = frames(FRAMES * (EDGE // 2) ** 2 + 1)  # 2 x 2 patches per token and one newline
+    return Case(model=model, image=tiles, video=video)
+
+
+@family("video_llava")
+def video_llava(name, attention):
+    return Case(model=tiny(name, attention), image=square(PATCHES), video=frames(FRAMES * (PATCHES + 1)))
+
+
+@family("internvl")
+def internvl(name, attention):
+    return Case(model=tiny(name, attention), image=square(PATCHES // 4))
