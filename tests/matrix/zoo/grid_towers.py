@@ -79,7 +79,11 @@ def kimi_k25(name, attention):
 def minimax_m3_vl(name, attention):
     index = {"index_n_heads": 2, "index_head_dim": 8, "index_block_size": 4, "index_topk_blocks": 2}
     layers = {"layer_types": ["full_attention", "minimax_m3_sparse"] * 3, "rotary_dim": 8}
-    sizes = {"dense_intermediate_size": 64, "shared_intermediate_size": 16, "mlp_layer_types": ["dense", *["sparse"] * 5]}
+    sizes = {
+        "dense_intermediate_size": 64,
+        "shared_intermediate_size": 16,
+        "mlp_layer_types": ["dense", *["sparse"] * 5],
+    }
     model = tiny(name, attention, text_config=index | layers | sizes, projector_hidden_size=WIDTH)
     note = (
         "sparse layers: an indexer with a cache of its own scores blocks of consecutive cache entries and compares "
@@ -91,7 +95,11 @@ def minimax_m3_vl(name, attention):
 @family("muse_glimmer", "muse_spark")
 def muse(name, attention):
     text = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2 + ["sliding_attention"] * 2}
-    text |= {"num_hidden_layers": 8, "layer_rope_theta": [10000.0, 10000.0, 0] * 2 + [10000.0] * 2, "output_multiplier": 1.0}
+    text |= {
+        "num_hidden_layers": 8,
+        "layer_rope_theta": [10000.0, 10000.0, 0] * 2 + [10000.0] * 2,
+        "output_multiplier": 1.0,
+    }
     sizes = {"vision_config": {"pos_emb_height": 8, "pos_emb_width": 8}, "projector_hidden_size": WIDTH}
     sizes |= {"out_hidden_size": 4 * WIDTH}
     if name == "muse_spark":
@@ -109,7 +117,9 @@ def muse(name, attention):
 def lfm3_vl(name, attention):
     tower = {"layer_types": ["conv", "full_attention"], "num_hidden_layers": 2, "num_key_value_heads": 2}
     model = tiny(name, attention, vision_config=tower, projector_hidden_size=WIDTH)
-    note = "one pair of rotary angles for each kind of attention, none for convolutions; the final norm is embedding_norm"
+    note = (
+        "one pair of rotary angles for each kind of attention, none for convolutions; the final norm is embedding_norm"
+    )
     return Case(model=model, image=patches(FLAT_PAIRS), video=frames(FLAT_PAIRS), note=note)
 
 

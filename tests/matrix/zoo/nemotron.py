@@ -19,7 +19,15 @@ def packed(number, generator):
 @family("nemotron_h_omni")
 def nemotron_h_omni(name, attention):
     text = {"layers_block_type": ["linear_attention", "full_attention", "moe", "mlp"] * 3}
-    text |= {"ssm_state_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 2, "chunk_size": 8}
+    text |= {
+        "ssm_state_size": 8,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 8,
+        "n_groups": 2,
+        "chunk_size": 8,
+        "time_step_min": 1e-6,
+        "time_step_floor": 1e-2,
+    }
     text |= {"moe_shared_expert_intermediate_size": 16}
     model = tiny(
         name,

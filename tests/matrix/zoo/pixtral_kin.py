@@ -21,9 +21,22 @@ def lighton_ocr(name, attention):
     return Case(model=tiny(name, attention), image=sized)
 
 
+def positions(inputs):
+    """Positions of a padded batch: forward() counts the padding, and the scale of attention depends on the position."""
+    if not inputs["attention_mask"].all():
+        inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+    return inputs
+
+
 @family("mistral_large4")
 def mistral_large4(name, attention):
-    latent = {"num_key_value_heads": 4, "kv_lora_rank": 16, "v_head_dim": 8, "qk_nope_head_dim": 4, "qk_rope_head_dim": 4}
+    latent = {
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 16,
+        "v_head_dim": 8,
+        "qk_nope_head_dim": 4,
+        "qk_rope_head_dim": 4,
+    }
     index = {"index_topk": 8, "index_head_dim": 8, "index_n_heads": 16}  # few heads: ties of zeros
     shared = {"kv_source_layers": [0, 1, 1, 3, 4, 4], "indexer_types": ["full", "full", "shared"] * 2}
     model = tiny(name, attention, text_config=latent | index | shared)
@@ -31,4 +44,4 @@ def mistral_large4(name, attention):
         "layers return (hidden states, indices of the chosen keys) and take the indices of the layer before, and a dict "
         "through which layers share latent keys; the cache holds latents and, apart, the indexer's keys"
     )
-    return Case(model=model, image=sized, note=note)
+    return Case(model=model, image=sized, finish=positions, note=note)

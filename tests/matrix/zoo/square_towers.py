@@ -11,7 +11,13 @@ from . import END, HEADS, IMAGE, PATCH, SIZE, START, WIDTH, Case, Picture, famil
 PATCHES = (SIZE // PATCH) ** 2
 POOLED = PATCHES // 4
 SAM_SIZE, SAM_CHANNELS = 64, 8  # 16 x 16 patches, halved twice: 4 x 4 tokens
-SAM = {"image_size": SAM_SIZE, "output_channels": SAM_CHANNELS, "window_size": 3, "global_attn_indexes": [1], "mlp_dim": 32}
+SAM = {
+    "image_size": SAM_SIZE,
+    "output_channels": SAM_CHANNELS,
+    "window_size": 3,
+    "global_attn_indexes": [1],
+    "mlp_dim": 32,
+}
 SAM_EDGE = SAM_SIZE // PATCH // 4
 
 
@@ -25,14 +31,6 @@ def pp_chart2table(name, attention):
     """The tower has eager attention alone."""
     model = tiny(name, {"": "eager", "text_config": attention}, vision_config=SAM)
     return Case(model=model, image=square(SAM_EDGE**2, SAM_SIZE))
-
-
-@family("shieldgemma2")
-def shieldgemma2(name, attention):
-    ids = {"boi_token_index": START, "eoi_token_index": END}
-    model = tiny(name, attention, mm_tokens_per_image=POOLED, **ids)
-    image = square(POOLED, before=[START], after=[END])
-    return Case(model=model, image=image, types="token_type_ids", bidirectional=True)
 
 
 @family("janus")
