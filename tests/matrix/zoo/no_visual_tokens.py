@@ -20,7 +20,7 @@ skip(
     "udop",
 )
 skip(
-    "no placeholder ids: image_embeds_position_mask says where image_embeds go, and generate() runs the text model alone",
+    "no placeholder ids: image_embeds_position_mask says where images are; generate() is the text model's",
     "kosmos-2",
     "kosmos-2.5",
 )

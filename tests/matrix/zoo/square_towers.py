@@ -93,30 +93,44 @@ def step3p7(name, attention):
 
 @family("molmo2")
 def molmo2(name, attention):
-    edge = SIZE // PATCH
-    grid = torch.arange(PATCHES).view(edge // 2, 2, edge // 2, 2).transpose(1, 2).reshape(POOLED, 4)
-    ids = {"image_patch_id": IMAGE, "low_res_image_start_token_id": START}
-    adapter = {"vision_feature_layer": [1, 0], "text_hidden_size": WIDTH}
-    text = {"additional_vocab_size": 0, "rope_scaling_layers": [1, 3, 5]}
-    text["rope_parameters"] = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+    """A token is pooled from 2 x 2 patches; a column token ends each row, and these and the marks see all others, too."""
+    edge, column = SIZE // PATCH // 2, 125
+    pooled = torch.arange(PATCHES).view(edge, 2, edge, 2).transpose(1, 2).reshape(POOLED, 4)
+    text = {
+        "additional_vocab_size": 0,
+        "rope_scaling_layers": [1, 3, 5],
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
+    }
     tower = {"image_size": [SIZE, SIZE], "num_position_embeddings": PATCHES}
-    model = tiny(name, attention, text_config=text, vision_config=tower, adapter_config=adapter, **ids)
+    adapter = {"vision_feature_layer": [1, 0], "text_hidden_size": WIDTH}
+    parts = {"text_config": text, "vision_config": tower, "adapter_config": adapter}
+    model = tiny(name, attention, image_patch_id=IMAGE, low_res_image_start_token_id=START, **parts)
 
     def image(number, generator):
         pixels = torch.randn(1, PATCHES, 3 * PATCH * PATCH, generator=generator)
-        return Picture(
-            [START, *[IMAGE] * POOLED, END],
-            {"pixel_values": pixels, "image_grids": torch.tensor([[edge // 2, edge // 2, 0, 0]])},
-        )
+        tensors = {"pixel_values": pixels, "image_grids": torch.tensor([[edge, edge, 0, 0]])}
+        return Picture([START, *[*[IMAGE] * edge, column] * edge, END], tensors)
 
     def finish(inputs):
-        """Which patches are pooled to a token: indices into the patches of all images of the batch."""
+        """The types, and which patches of all images of the batch are pooled to each token."""
+        parts_of_images = torch.tensor([IMAGE, START, END, column])
+        inputs["mm_token_type_ids"] = torch.isin(inputs["input_ids"], parts_of_images).long()
         if "pixel_values" in inputs:
-            inputs["image_token_pooling"] = torch.cat([grid + n * PATCHES for n in range(len(inputs["pixel_values"]))])
+            inputs["image_token_pooling"] = torch.cat(
+                [pooled + n * PATCHES for n in range(len(inputs["pixel_values"]))]
+            )
         return inputs
 
     note = (
-        "visual tokens of ALL images of a row see each other; features are added to the placeholders' embeddings; "
-        "the decoder gets a mask with four dimensions; scaled and unscaled rotary angles, chosen by rope_types"
+        "visual tokens of ALL images of a row see each other; features are added to the placeholders' embeddings; the "
+        "decoder gets a mask with four dimensions; rotary angles of two kinds, chosen by the decoder's rope_types"
     )
-    return Case(model=model, image=image, types="mm_token_type_ids", finish=finish, bidirectional=True, note=note)
+    return Case(
+        model=model,
+        image=image,
+        types="mm_token_type_ids",
+        finish=finish,
+        bidirectional=True,
+        contiguous=False,
+        note=note,
+    )
