@@ -14,10 +14,9 @@ EDGE = SIZE // 4  # codes along an edge after two halvings
 
 @family("chameleon")
 def chameleon(name, attention):
-    names = {
-        "IMGIMG" + chr(ord("A") + n) + "Z" if n < 10 else f"IMGIMGB{chr(ord('A') + n - 10)}Z": n for n in range(CODES)
-    }
-    ids = {word: FIRST_CODE + n for word, n in names.items()}
+    # Its words for codes write digits as letters: A for 0, BA for 10.
+    letters = str.maketrans("0123456789", "ABCDEFGHIJ")
+    ids = {f"IMGIMG{str(n).translate(letters)}Z": FIRST_CODE + n for n in range(CODES)}
     vq = VQ | {"num_embeddings": CODES, "resolution": SIZE, "attn_type": "none"}
     model = tiny(name, attention, vq_config=vq, vocabulary_map=ids | {"<image>": IMAGE})
     return Case(model=model, image=square(EDGE**2), decoder="model")
@@ -53,7 +52,7 @@ def apertus(name, attention):
     audio |= {"decoder_hidden_size": 32, "decoder_intermediate_size": 32, "decoder_num_layers": 1}
     model = tiny(
         name,
-        attention,
+        {"text_config": attention},
         vision_config=vision,
         audio_config=audio,
         image_token_offset=FIRST_CODE,

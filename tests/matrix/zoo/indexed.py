@@ -37,8 +37,8 @@ def hy_v4_vl(name, attention):
         return one
 
     text = LATENT | INDEXER | {"hc_mult": 2, "rope_parameters": MROPE}
-    model = tiny(name, attention, text_config=text)
-    return Case(model=model, image=image, types="mm_token_type_ids")
+    model = tiny(name, "eager", text_config=text)
+    return Case(model=model, image=image, types="mm_token_type_ids", attentions=("eager",))
 
 
 @family("dots3_note")

@@ -13,7 +13,7 @@ QUERIES = 144  # of DeepSeek-OCR 2, fixed in its code, and a separator
 
 @family("got_ocr2", "pp_chart2table")
 def got_ocr2(name, attention):
-    return Case(model=tiny(name, "eager", vision_config=SAM), image=square(16, EDGE), attentions=("eager",))
+    return Case(model=tiny(name, {"text_config": attention}, vision_config=SAM), image=square(16, EDGE))
 
 
 @family("deepseek_vl_hybrid")
