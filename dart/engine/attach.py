@@ -116,6 +116,12 @@ class PruneHandle:
                     f"strategy {config.strategy!r} needs {', '.join(sorted(missing))}, which a decoder has from its first "
                     "layer on: choose layer=1 or more"
                 )
+            for number, each in enumerate(self.layers):
+                if each.shares and each.slot < layer <= number:
+                    raise ValueError(
+                        f"layer {number} reads the keys of layer {each.slot}: {type(self.model).__name__} cannot be "
+                        f"pruned at layer {layer}, choose one up to {each.slot}"
+                    )
             stages.append(replace(stage, layer=layer))
         placed = [replace(each, stages=tuple(stages)) for each in selectors]
         if len(stages) == 1:

@@ -18,7 +18,7 @@ import torch
 
 from dart.engine.host import HostCopy
 from dart.engine.layers import Layer, Recorder, attention_rows, cache_of, gather_argument, gather_tokens
-from dart.engine.layout import cache_layer, claim, fit, is_static, layout_after, layout_of, stored_tokens
+from dart.engine.layout import cache_layer, claim, fit, is_static, layout_after, layout_of, mask_offsets, stored_tokens
 from dart.engine.masks import PADDING, gather_mask, gather_padding, visible_to_last
 from dart.engine.selection import Kept, merge_states
 from dart.engine.signals import Signals
@@ -91,6 +91,8 @@ class Forward:
         self.tower: dict[str, Any] = {}
         self.report: PruneReport | None = None
         self._past: HostCopy | int = 0
+        self._offsets: dict[bool, Any] = {}
+        self._seen: dict[int, tuple[torch.Tensor, bool]] = {}  # by the layers that write to each slot of the cache
         self._decided = -1  # stages that have been looked at
         self._memo: dict[Any, tuple[Any, Any]] = {}
 
@@ -118,6 +120,7 @@ class Forward:
         if cache is not None and (self.length > 1 or not is_static(cache)):
             stored = cache.get_seq_length()
             self._past = HostCopy(stored) if isinstance(stored, torch.Tensor) else int(stored)
+        self._offsets = {} if cache is None else mask_offsets(cache, self.length)
 
     @property
     def past(self) -> int:
@@ -322,18 +325,16 @@ class Forward:
     ) -> tuple[torch.Tensor, dict[str, Any]] | None:
         """(hidden states, the other arguments by name) that the layer should be given; None: as they are."""
         cache = others.get(layer.cache)
-        own = None if layer.recurrent else cache_layer(cache, layer.slot)
+        own = None if layer.recurrent or layer.shares else cache_layer(cache, layer.slot)
         place, kept = self.rows_at(number)
         if kept is None:
-            if layout_of(own) is None:
+            if layer.shares and layer.slot not in self._seen or not layer.shares and layout_of(own) is None:
                 if own is not None and self.length > 1 and self.past == 0:
                     fit(own, 0)
                 return None
-            used, stored = stored_tokens(own)
-            static = is_static(cache)
-            columns = self._columns(own, used if static else used + self.length, stored if static else stored + self.length)
-            mask = self._mask(place, layer, others, None, columns, layout_of(own).padded)  # type: ignore[union-attr]
-            return hidden, {**others, "attention_mask": mask}
+            columns, padded = self._seen[layer.slot] if layer.shares else self._columns(own, is_static(cache))
+            self._seen[layer.slot] = columns, padded
+            return hidden, {**others, "attention_mask": self._mask(place, layer, others, None, columns, padded)}
         if kept.layer == number:
             if "merged" in self._memo:
                 hidden = merge_states(hidden, self._memo.pop("merged")[1])
@@ -353,7 +354,8 @@ class Forward:
                 (place, "padding", id(mask)), mask, lambda: gather_padding(mask, kept.rows, kept.ragged)
             )
             return hidden, changed
-        columns, padded = self._prune_cache(place, kept, cache, layer)
+        columns, padded = self._seen[layer.slot] if layer.shares else self._prune_cache(place, kept, cache, layer)
+        self._seen[layer.slot] = columns, padded
         self._check_window(layer, columns)
         changed["attention_mask"] = self._mask(place, layer, others, kept.rows, columns, padded)
         return hidden, changed
@@ -376,9 +378,14 @@ class Forward:
         own.layout = layout
         return columns, layout.padded
 
-    def _columns(self, own: Any, used: int, stored: int) -> torch.Tensor:
-        layout = layout_of(own)
-        return self._once((id(layout), used, stored), layout, lambda: layout.columns(used, stored))  # type: ignore[union-attr]
+    def _columns(self, own: Any, static: bool) -> tuple[torch.Tensor, bool]:
+        """(the positions that the attention of an earlier pruned layer sees in this forward, padded)."""
+        layout: Any = layout_of(own)
+        used, stored = stored_tokens(own)
+        if not static:
+            used, stored = used + self.length, stored + self.length
+        key = (id(layout), used, stored)
+        return self._once(key, layout, lambda: layout.columns(used, stored)), layout.padded
 
     def _mask(
         self,
@@ -389,17 +396,19 @@ class Forward:
         columns: torch.Tensor,
         padded: bool,
     ) -> Any:
-        mask = others.get("attention_mask")
+        mask, cache = others.get("attention_mask"), others.get(layer.cache)
         if mask is None and not padded:
             return None
-        static = is_static(others.get(layer.cache))
+        static = is_static(cache)
+        sliding = cache is not None and bool(getattr(cache.layers[layer.slot], "is_sliding", False))
+        offset = self._offsets.get(sliding, 0) if mask is not None else 0
         key = (place, "mask", id(mask), id(columns))
         flash = self.handle.flash
         past = self.past if mask is None else 0  # of a prepared mask, nothing needs counting
         return self._once(
             key,
             (mask, columns),
-            lambda: gather_mask(mask, rows, columns, self.length, past, padded and not static, flash),
+            lambda: gather_mask(mask, rows, columns, self.length, past, padded and not static, flash, offset),
         )
 
     def _check_window(self, layer: Layer, columns: torch.Tensor) -> None:

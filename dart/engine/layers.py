@@ -68,12 +68,14 @@ class Layer:
     """One decoder layer as the engine sees it.
 
     cache: the name of its cache argument. attention: its softmax attention, None where it has none. slot: the number
-    of the cache's layer that it writes to. recurrent: it takes its mask as [B, S] over the tokens of this forward.
+    of the cache's layer that it writes to. shares: it reads what the layer that writes to `slot` has seen, and writes
+    nothing (Gemma 3n and 4). recurrent: it takes its mask as [B, S] over the tokens of this forward.
     """
 
     cache: str
     attention: nn.Module | None
     slot: int
+    shares: bool = False
 
     @property
     def recurrent(self) -> bool:
@@ -82,7 +84,8 @@ class Layer:
 
 def read_layers(decoder: Any) -> list[Layer]:
     """What `dart` must know of every layer. Raises ValueError for a release of transformers that it cannot read."""
-    read = []
+    read: list[Layer] = []
+    writers: dict[Any, int] = {}  # the last layer of each type that writes keys
     for number, module in enumerate(decoder.layers):
         attention = attention_of(module)
         name = cache_argument(module)
@@ -95,7 +98,13 @@ def read_layers(decoder: Any) -> list[Layer]:
                 f"dart cannot prune it (tested with transformers {TESTED})"
             )
         slot = getattr(attention, "layer_idx", None)
-        read.append(Layer(str(name), attention, number if slot is None else int(slot)))
+        slot = number if slot is None else int(slot)
+        kind = getattr(attention, "layer_type", None)
+        if getattr(attention, "is_kv_shared_layer", False):
+            read.append(Layer(str(name), attention, writers[kind], True))
+            continue
+        writers[kind] = slot
+        read.append(Layer(str(name), attention, slot))
     return read
 
 

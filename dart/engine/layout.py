@@ -184,6 +184,21 @@ def fit(layer: Any, dropped: int) -> None:
     layer.cumulative_length = torch.zeros_like(layer.cumulative_length)
 
 
+def mask_offsets(cache: Any, query_length: int) -> dict[bool, Any]:
+    """The position that the first column of a mask stands for, for sliding layers (True) and others (False).
+
+    A mask is made for the first layer of its kind, which may hold the last tokens alone. To be asked before the layers
+    are updated.
+    """
+    offsets: dict[bool, Any] = {}
+    for layer in getattr(cache, "layers", ()):
+        if isinstance(layer, CacheLayerMixin):
+            sliding = bool(getattr(layer, "is_sliding", False))
+            if sliding not in offsets:
+                offsets[sliding] = layer.get_mask_sizes(query_length)[1]
+    return offsets
+
+
 def stored_tokens(layer: Any) -> tuple[int, int]:
     """(slots in use, slots that the next attention sees before its own tokens) of a cache layer; (n, n) where all are.
 

@@ -11,7 +11,14 @@ from dart.engine.layout import PADDING
 
 
 def gather_mask(
-    mask: Any, rows: torch.Tensor | None, columns: torch.Tensor, length: int, past: int, padded: bool, flash: bool
+    mask: Any,
+    rows: torch.Tensor | None,
+    columns: torch.Tensor,
+    length: int,
+    past: int,
+    padded: bool,
+    flash: bool,
+    offset: Any = 0,
 ) -> Any:
     """The attention mask of a shortened layer.
 
@@ -19,7 +26,8 @@ def gather_mask(
         [B or 1, heads or 1, Q, KV] bool or additive, or a BlockMask.
     rows: LongTensor [B, n], which of this forward's `length` tokens stay, `PADDING` for none; None: all.
     columns: LongTensor [B, m], the unpruned position that each slot of the layer holds, `PADDING` for none.
-    past: unpruned tokens before this forward's; padded: some slots hold no token.
+    past: unpruned tokens before this forward's; padded: some slots hold no token; offset: the position of the mask's
+    first column (an int, or a tensor of one), of which earlier ones are out of sight.
     """
     columns = columns if not isinstance(mask, torch.Tensor) else columns.to(mask.device)
     if mask is None and not padded:
@@ -29,6 +37,8 @@ def gather_mask(
     if rows is None:
         rows = torch.arange(length, device=columns.device).expand(len(columns), -1)
     rows = rows.to(columns.device)
+    if not isinstance(offset, int) or offset:
+        columns = (columns - offset).clamp_min(PADDING)
     if isinstance(mask, BlockMask):
         return _block_mask(mask, rows, columns)
     if mask is None:
