@@ -16,6 +16,7 @@ from torch import nn
 from dart.config import DartConfig
 from dart.engine import layers as surface
 from dart.engine.forward import CURRENT, FINISHED, SAVED, Forward, current, prompt_of
+from dart.engine.host import HostCopy
 from dart.engine.layers import Recorder
 from dart.engine.layout import cache_layer, is_static, layout_of, stored_tokens
 from dart.engine.losses import loss_of_kept
@@ -23,6 +24,7 @@ from dart.engine.masks import gather_mask
 from dart.engine.selection import selector
 from dart.engine.tower import Tower
 from dart.families import family_of
+from dart.families.base import runs_of
 from dart.report import PruneReport
 
 logger = logging.getLogger(__name__)
@@ -197,7 +199,10 @@ class PruneHandle:
         generate = partial(type(self.model).generate, self.model)
         if not isinstance(prompt, torch.Tensor) or prompt.ndim < 2 or self.family.expands_prompts:
             return generate(*args, **kwargs)
-        with prompt_of(int(prompt.shape[1]), chunk is not None):
+        ids = {} if not isinstance(inputs, torch.Tensor) else {"input_ids": inputs}
+        spans = None if kwargs.get("inputs_embeds") is not None else self.family.visual_mask(self.model, ids)
+        visual = None if spans is None else HostCopy(runs_of(spans))
+        with prompt_of(int(prompt.shape[1]), chunk is not None, visual):
             return generate(*args, **kwargs)
 
     def _enter_now(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

@@ -38,20 +38,22 @@ PROMPT: ContextVar[Prompt | None] = ContextVar("dart_prompt", default=None)
 class Prompt:
     """What a call of `generate` asks: tokens from `length` on are answers or drafts, and never pruned.
 
-    chunked: the prompt comes in several forwards. spans, kept: what the first forward without a cache decided, for the
+    chunked: the prompt comes in several forwards; visual: its visual spans, for models whose `generate` merges images
+    into embeddings before any forward. spans, kept: what the first forward without a cache decided, for the
     next ones, which are given the prompt and the answer so far.
     """
 
     length: int
     chunked: bool = False
+    visual: HostCopy | None = None
     spans: np.ndarray | None = None
     kept: dict[int, Kept] = field(default_factory=dict)
 
 
 @contextmanager
-def prompt_of(length: int, chunked: bool = False) -> Iterator[None]:
+def prompt_of(length: int, chunked: bool = False, visual: HostCopy | None = None) -> Iterator[None]:
     """Forwards in here belong to one `generate` for a prompt of `length` tokens, image tokens and cached ones counted."""
-    token = PROMPT.set(Prompt(length, chunked))
+    token = PROMPT.set(Prompt(length, chunked, visual))
     try:
         yield
     finally:
@@ -93,6 +95,7 @@ class Forward:
         self._past: HostCopy | int = 0
         self._offsets: dict[bool, Any] = {}
         self._seen: dict[int, tuple[torch.Tensor, bool]] = {}  # by the layers that write to each slot of the cache
+        self._text_after = 0  # the fewest tokens that come after the last image of a sample
         self._decided = -1  # stages that have been looked at
         self._memo: dict[Any, tuple[Any, Any]] = {}
 
@@ -120,6 +123,9 @@ class Forward:
         if cache is not None and (self.length > 1 or not is_static(cache)):
             stored = cache.get_seq_length()
             self._past = HostCopy(stored) if isinstance(stored, torch.Tensor) else int(stored)
+        if self.spans is None and self.prompt is not None and self.length == self.prompt.length and not self._past:
+            self.spans = self.prompt.visual
+            self.look(kwargs)
         self._offsets = {} if cache is None else mask_offsets(cache, self.length)
 
     @property
@@ -157,6 +163,7 @@ class Forward:
         if not spans.any():
             return
         began = time.perf_counter()
+        self._text_after = int((spans[:, ::-1] > 0).argmax(1)[spans.any(1)].min())
         if self.prompt is not None and self.prompt.chunked and self.past + self.length < self.prompt.length:
             raise ValueError(
                 "prefill_chunk_size splits a prompt with images: DART selects from the whole prompt. Leave it out, or "
@@ -339,10 +346,12 @@ class Forward:
             if "merged" in self._memo:
                 hidden = merge_states(hidden, self._memo.pop("merged")[1])
             hidden = gather_tokens(hidden, kept.local, -2)
-        flash = self.handle.flash
+        flash, rows = self.handle.flash, self._last_rows(kept, hidden)
         changed = {
             name: self._once(
-                (place, name, id(value)), value, lambda n=name, v=value: gather_argument(n, v, kept.rows, self.length, flash)
+                (place, name, id(value), rows.shape[1]),
+                value,
+                lambda n=name, v=value: gather_argument(n, v, rows, self.length, flash),
             )
             for name, value in others.items()
             if name not in ("attention_mask", layer.cache)
@@ -357,8 +366,20 @@ class Forward:
         columns, padded = self._seen[layer.slot] if layer.shares else self._prune_cache(place, kept, cache, layer)
         self._seen[layer.slot] = columns, padded
         self._check_window(layer, columns)
-        changed["attention_mask"] = self._mask(place, layer, others, kept.rows, columns, padded)
+        changed["attention_mask"] = self._mask(place, layer, others, rows, columns, padded)
         return hidden, changed
+
+    def _last_rows(self, kept: StageKept, hidden: torch.Tensor) -> torch.Tensor:
+        """The rows that the layer is given: the last ones where the decoder goes on with those that make logits."""
+        given, count = hidden.shape[1], kept.rows.shape[1]
+        if given == count:
+            return kept.rows
+        if given > self._text_after:
+            raise ValueError(
+                f"{type(self.handle.decoder).__name__} computes its last layers for the last {given} tokens alone, and "
+                f"only {self._text_after} come after the image: ask for fewer logits, or for all of them"
+            )
+        return kept.rows[:, count - given :]
 
     def _prune_cache(self, place: int, kept: StageKept, cache: Any, layer: Layer) -> tuple[torch.Tensor, bool]:
         """Write the layout into the layer's cache, before its tokens; (the positions that its attention sees, padded)."""
@@ -403,12 +424,15 @@ class Forward:
         sliding = cache is not None and bool(getattr(cache.layers[layer.slot], "is_sliding", False))
         offset = self._offsets.get(sliding, 0) if mask is not None else 0
         key = (place, "mask", id(mask), id(columns))
+        length = self.length
+        if isinstance(mask, torch.Tensor) and mask.ndim == 4 and mask.shape[2] != length:
+            rows, length = None, mask.shape[2]  # cut to the last queries already
         flash = self.handle.flash
         past = self.past if mask is None else 0  # of a prepared mask, nothing needs counting
         return self._once(
             key,
             (mask, columns),
-            lambda: gather_mask(mask, rows, columns, self.length, past, padded and not static, flash, offset),
+            lambda: gather_mask(mask, rows, columns, length, past, padded and not static, flash, offset),
         )
 
     def _check_window(self, layer: Layer, columns: torch.Tensor) -> None:

@@ -127,13 +127,13 @@ def gather_argument(name: str, value: Any, rows: torch.Tensor, length: int, flas
     """What a layer is given under `name`, for the tokens `rows` [B, n] of the `length` it would have been given.
 
     Angles come as (cos, sin) or as one tensor, [..., B or 1, S, h]; positions as [..., B or 1, S]; whatever else has
-    the tokens on its second axis is [B or 1, S, ...]. Flash attention is given no positions: it would read their gaps
+    the tokens on its second axis is [B or 1, S, ...]; of other lengths, it stays as it is. Flash attention is given no positions: it would read their gaps
     as several packed sequences.
     """
     if name in POSITION_NAMES:
         return None if flash or value is None else gather_tokens(value, rows, -1)
     if isinstance(value, tuple) and value and all(isinstance(each, torch.Tensor) for each in value):
-        return tuple(gather_tokens(each, rows, -2) for each in value)
+        return tuple(gather_tokens(each, rows, -2) for each in value) if value[0].shape[-2] == length else value
     if not isinstance(value, torch.Tensor) or value.ndim < 2 or value.shape[1] != length:
         return value
     return gather_tokens(value, rows, 1 - value.ndim) if value.ndim > 2 else gather_tokens(value, rows, -1)

@@ -18,7 +18,8 @@ PLACEHOLDERS = (
     "video_token_id",
     "video_token_index",
 )
-DEEPSTACK = ("deepstack_visual_indexes", "deepstack_layers")
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "embedding_norm", "norm_f", "ln_f")
+DEEPSTACK = ("deepstack_visual_indexes",)  # one layer for each of these
 
 
 class Family:
@@ -49,7 +50,7 @@ class Family:
 
     def final_norm(self, decoder: Any) -> Any:
         """The decoder's last norm."""
-        return getattr(decoder, "norm", None) or getattr(decoder, "final_layernorm", None)
+        return next((norm for name in FINAL_NORMS if (norm := getattr(decoder, name, None)) is not None), None)
 
     def visual_ids(self, model: Any) -> list[int]:
         """The placeholder ids of `input_ids`."""
@@ -78,8 +79,10 @@ class Family:
     def earliest_layer(self, model: Any) -> int:
         """The first layer at which tokens may be dropped: after the last one that visual features are added to."""
         configs = [model.config, *(getattr(model.config, name, None) for name in ("vision_config", "text_config"))]
-        added = (getattr(config, name, None) for config in configs for name in DEEPSTACK)
-        return max((len(each) for each in added if isinstance(each, (list, tuple))), default=0)
+        added = [len(each) for config in configs for name in DEEPSTACK if (each := getattr(config, name, None))]
+        mapped = [layer + 1 for config in configs for _, layer in getattr(config, "deepstack_layer_map", None) or ()]
+        spatial = [layer + 1 for config in configs for layer in getattr(config, "spatial_target_layers", None) or ()]
+        return max([0, *added, *mapped, *spatial])
 
     def grid(self, model: Any, arguments: dict[str, Any], spans: torch.Tensor) -> list[torch.Tensor] | None:
         """Per sample, LongTensor [N, 4] of (frame, row, column, tile); None: not known for this family.
