@@ -1,4 +1,7 @@
-"""The research code's dictionary and switch: `model.config.DART_config = {...}` prunes, `None` does not; read at every call."""
+"""The research code's dictionary and switch.
+
+`model.config.DART_config = {...}` prunes, `None` does not; it is read at every call.
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ SCOPES = ("span", "joint")
 BUDGET_KINDS = ("after-layer", "mean-over-layers", "pre-llm")
 DEFAULT_KEEP = 128
 
+
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 

@@ -19,8 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
 from dart import kernels
-from dart.engine.masks import PADDING, gather_inputs
-from dart.selection import Left, plan_batch, select_rows
+from dart.engine.layers import gather_argument, gather_tokens
+from dart.engine.layout import PADDING
+from dart.engine.selection import Kept, select_rows
 
 pytest.importorskip("triton")
 from dart.bench import builds  # noqa: E402
@@ -50,7 +51,7 @@ def spans_of(*rows: str) -> np.ndarray:
     return np.array([np.repeat([table[letter] for letter in row], 10) for row in rows])
 
 
-def both(use, hidden, norm, keys, spans, valid, config) -> tuple[Left, Left]:
+def both(use, hidden, norm, keys, spans, valid, config) -> tuple[Kept, Kept]:
     results = []
     for mode in ("torch", "triton"):
         use(mode)
@@ -58,7 +59,7 @@ def both(use, hidden, norm, keys, spans, valid, config) -> tuple[Left, Left]:
     return results[0], results[1]
 
 
-def assert_same(one: Left, other: Left) -> None:
+def assert_same(one: Kept, other: Kept) -> None:
     assert one.widths == other.widths
     assert other.rows.dtype == torch.long and torch.equal(one.rows, other.rows)
 

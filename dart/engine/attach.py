@@ -57,7 +57,9 @@ class PruneHandle:
         self.family = family_of(self.model)
         self.decoder: Any = self.family.decoder(self.model)
         if getattr(self.model.config, "DART_config", None) is None:
-            getattr(self.model, "dart_handle", None)  # a switch that was turned off since the last forward detaches here
+            getattr(
+                self.model, "dart_handle", None
+            )  # a switch that was turned off since the last forward detaches here
         if handle_of(self.model) is not None:
             raise ValueError("this model is pruned already: remove the first handle before calling dart.prune again")
         self.layers = surface.read_layers(self.decoder)
@@ -115,8 +117,8 @@ class PruneHandle:
                 )
             if layer == 0 and (missing := needs & {"attention", "values", "previous"}):
                 raise ValueError(
-                    f"strategy {config.strategy!r} needs {', '.join(sorted(missing))}, which a decoder has from its first "
-                    "layer on: choose layer=1 or more"
+                    f"strategy {config.strategy!r} needs {', '.join(sorted(missing))}, which a decoder has after its "
+                    "first layer: choose layer=1 or more"
                 )
             for number, each in enumerate(self.layers):
                 if each.shares and each.slot < layer <= number:

@@ -59,6 +59,6 @@ def _mean(stages: tuple[Stage, ...], fractions: list[float], factor: float, size
     """Tokens as a mean over the layers when stage k leaves `factor * fractions[k]` of `size`."""
     edges = [stage.layer for stage in stages] + [layers]
     kept = [min(1.0, factor * fraction) * size for fraction in fractions]
-    total = stages[0].layer * size
+    total = float(stages[0].layer * size)
     total += sum(count * (edges[k + 1] - edges[k]) for k, count in enumerate(kept))
     return total / layers

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from dart import kernels
 from dart.engine.host import HostCopy
 from dart.engine.layers import Layer, Recorder, attention_rows, cache_of, gather_argument, gather_tokens
 from dart.engine.layout import cache_layer, claim, fit, is_static, layout_after, layout_of, mask_offsets, stored_tokens
@@ -52,7 +53,7 @@ class Prompt:
 
 @contextmanager
 def prompt_of(length: int, chunked: bool = False, visual: HostCopy | None = None) -> Iterator[None]:
-    """Forwards in here belong to one `generate` for a prompt of `length` tokens, image tokens and cached ones counted."""
+    """Forwards in here belong to one `generate` for a prompt of `length` tokens, images and cached ones counted."""
     token = PROMPT.set(Prompt(length, chunked, visual))
     try:
         yield
@@ -63,12 +64,13 @@ def prompt_of(length: int, chunked: bool = False, visual: HostCopy | None = None
 @dataclass(frozen=True)
 class StageKept:
     """What stays after a stage. local: LongTensor [B, n], of the tokens that this stage was given; rows: of the
-    forward's; `PADDING` for none."""
+    forward's; `PADDING` for none; merges: what is added to kept states, see `dart.engine.selection.Kept`."""
 
     layer: int
     local: torch.Tensor
     rows: torch.Tensor
     widths: list[int]
+    merges: Any = None
 
     @property
     def ragged(self) -> bool:
@@ -178,9 +180,7 @@ class Forward:
             rows = local
             if self.kept:
                 rows = gather_tokens(self.kept[-1].rows, local, -1).masked_fill(local < 0, PADDING)
-            self.kept.append(StageKept(layer, local, rows, kept.widths))
-            if kept.merges is not None:
-                self._memo["merged"] = (None, kept.merges)
+            self.kept.append(StageKept(layer, local, rows, kept.widths, kept.merges))
         self._report(spans, layer, time.perf_counter() - began)
 
     def _known(self, stage: int, spans: np.ndarray) -> Kept | None:
@@ -201,23 +201,23 @@ class Forward:
 
     def _select(self, stage: int, layer: int, hidden: torch.Tensor, spans: np.ndarray) -> Kept | None:
         selector = self.handle.selectors[stage]
-        valid = self._valid(spans)
+        valid, stays = self._valid(spans), None
         sizes = [{int(k): int((row == k).sum()) for k in np.unique(row) if k} for row in spans]
         if self.kept:
             rows = HostCopy(self.kept[-1].rows).numpy()
-            spans = np.where(rows < 0, 0, np.take_along_axis(spans, rows.clip(0), 1))
-            valid = np.where(rows < 0, False, np.take_along_axis(valid, rows.clip(0), 1))
-        always = np.ones(spans.shape, dtype=bool)
-        if self.kept:
-            always &= rows >= 0
-        groups = []
-        for row, span in enumerate(spans):
-            groups.append(selector.plan(span, valid[row], sizes[row]))
-            for plan in groups[-1]:
-                always[row, plan.visual] = False
-        if not any(groups):
+            stays, places = rows >= 0, rows.clip(0)
+            spans = np.where(stays, np.take_along_axis(spans, places, 1), 0)
+            valid = stays & np.take_along_axis(valid, places, 1)
+        recorded = self.recorders.pop(layer - 1, None)
+        keys: Any = hidden[:, None] if recorded is None else recorded.keys
+        if keys is None or (layer and recorded is None and selector.strategy.needs & {"keys", "values"}):
+            raise ValueError(
+                f"layer {layer - 1} gave its cache no keys: strategy {self.handle.config.strategy!r} needs them"
+            )
+        batch = selector.batch(hidden, self.handle.norm if layer else None, keys, spans, valid, sizes, stays)
+        if not any(batch.groups):
             return None
-        return selector.run(*self._signals(stage, layer, hidden, spans, always, groups), always, groups)
+        return selector.run(batch, self._signals(layer, batch, recorded, valid, spans))
 
     def _valid(self, spans: np.ndarray) -> np.ndarray:
         """bool [B, S]: what is neither padding nor an answer or a draft."""
@@ -231,34 +231,26 @@ class Forward:
         return valid
 
     def _signals(
-        self, stage: int, layer: int, hidden: torch.Tensor, spans: np.ndarray, always: np.ndarray, groups: Any
-    ) -> tuple[list[Signals], Batch | None]:
+        self, layer: int, batch: Batch, recorded: Recorder | None, valid: np.ndarray, spans: np.ndarray
+    ) -> list[Signals]:
+        """Of every sample, what the strategy named in `needs`."""
         handle = self.handle
-        needs = handle.selectors[stage].strategy.needs
-        norm = handle.norm if layer else None
-        recorded = self.recorders.pop(layer - 1, None)
-        given: list[dict[str, Any]] = [{} for _ in hidden]
-        keys = hidden[:, None] if layer == 0 else None if recorded is None else recorded.keys
-        if "keys" in needs or "values" in needs:
-            if keys is None:
-                raise ValueError(f"layer {layer - 1} gave its cache no keys: strategy {handle.config.strategy!r} needs them")
-            values = keys if recorded is None else recorded.values
-            for row, own in enumerate(given):
-                own["keys"], own["values"] = keys[row], values[row]  # type: ignore[index]
+        needs = handle.selectors[0].strategy.needs
+        given: list[dict[str, Any]] = [{} for _ in batch.hidden]
+        values = batch.keys if recorded is None else recorded.values
         for row, own in enumerate(given):
+            if needs & {"keys", "values"}:
+                own["keys"], own["values"] = batch.keys[row], values[row]  # type: ignore[index]
             if "previous" in needs:
                 own["previous"] = self.states[layer - 1][row]
             if "embeddings" in needs:
                 own["embeddings"] = self._embeddings()[row]
             if "attention" in needs:
-                own["attention"] = self._attention(layer - 1, row, recorded, self._seen(row, always.shape[1], spans))
+                own["attention"] = self._attention(layer - 1, row, recorded, valid[row])
         for name in needs & handle.tower_signals:
             for own, signal in zip(given, handle.tower(name, self, spans), strict=True):
                 own[name] = signal
-        signals = [Signals(states, norm, own) for states, own in zip(hidden, given, strict=True)]
-        widths = [int(n) + sum(g.keep for g in row) for n, row in zip(always.sum(1), groups, strict=True)]
-        batch = None if keys is None else Batch(hidden, norm, keys, groups, always, widths)
-        return signals, batch
+        return [Signals(states, batch.norm, own) for states, own in zip(batch.hidden, given, strict=True)]
 
     def _embeddings(self) -> torch.Tensor:
         """[B, S', D], of the tokens that are left."""
@@ -266,19 +258,13 @@ class Forward:
             raise ValueError("the decoder was given no embeddings: the signal 'embeddings' cannot be had")
         return self.embeddings if not self.kept else gather_tokens(self.embeddings, self.kept[-1].rows, -2)
 
-    def _seen(self, row: int, length: int, spans: np.ndarray) -> np.ndarray:
-        """bool [S']: tokens of the sample that are no padding."""
-        valid = self._valid(np.zeros((len(spans), self.length), dtype=np.int64))[row]
-        if not self.kept:
-            return valid
-        rows = HostCopy(self.kept[-1].rows).numpy()[row]
-        return (rows >= 0) & valid[rows.clip(0)]
-
     def _attention(self, number: int, row: int, recorded: Recorder | None, valid: np.ndarray) -> Any:
         """`attention_rows` of one sample at the layer `number`."""
         handle, given = self.handle, self.given.get(number)
         if recorded is None or recorded.keys is None or recorded.values is None or given is None:
-            raise ValueError(f"strategy {handle.config.strategy!r} needs attention rows, which layer {number} cannot give")
+            raise ValueError(
+                f"strategy {handle.config.strategy!r} needs attention rows, which layer {number} cannot give"
+            )
 
         def sample(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -343,9 +329,7 @@ class Forward:
             self._seen[layer.slot] = columns, padded
             return hidden, {**others, "attention_mask": self._mask(place, layer, others, None, columns, padded)}
         if kept.layer == number:
-            if "merged" in self._memo:
-                hidden = merge_states(hidden, self._memo.pop("merged")[1])
-            hidden = gather_tokens(hidden, kept.local, -2)
+            hidden = self._gather(place, kept, hidden, others)
         flash, rows = self.handle.flash, self._last_rows(kept, hidden)
         changed = {
             name: self._once(
@@ -369,6 +353,23 @@ class Forward:
         changed["attention_mask"] = self._mask(place, layer, others, rows, columns, padded)
         return hidden, changed
 
+    def _gather(self, place: int, kept: StageKept, hidden: torch.Tensor, others: dict[str, Any]) -> torch.Tensor:
+        """The hidden states of what stays; on a GPU that runs our kernels, angles and positions in the same launch."""
+        if kept.merges is not None:
+            hidden = merge_states(hidden, kept.merges)
+        angles, positions = others.get("position_embeddings"), others.get("position_ids")
+        mode = self.handle.selectors[0].kernels
+        together = place == 0 and mode != "torch" and isinstance(angles, tuple)
+        given = None if self.handle.flash else positions
+        gathered = kernels.gather(kept.local, hidden, angles, given, mode) if together else None
+        if gathered is None:
+            return gather_tokens(hidden, kept.local, -2)
+        hidden, angles_left, positions_left = gathered
+        count = kept.local.shape[1]
+        self._memo[place, "position_embeddings", id(angles), count] = (angles, angles_left)
+        self._memo[place, "position_ids", id(positions), count] = (positions, positions_left)
+        return hidden
+
     def _last_rows(self, kept: StageKept, hidden: torch.Tensor) -> torch.Tensor:
         """The rows that the layer is given: the last ones where the decoder goes on with those that make logits."""
         given, count = hidden.shape[1], kept.rows.shape[1]
@@ -382,7 +383,7 @@ class Forward:
         return kept.rows[:, count - given :]
 
     def _prune_cache(self, place: int, kept: StageKept, cache: Any, layer: Layer) -> tuple[torch.Tensor, bool]:
-        """Write the layout into the layer's cache, before its tokens; (the positions that its attention sees, padded)."""
+        """Write the layout into the layer's cache; (the positions that its attention sees, padded)."""
         positions = self._once(
             (place, "positions"), None, lambda: torch.where(kept.rows < 0, kept.rows, kept.rows + self.past)
         )

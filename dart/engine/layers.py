@@ -94,8 +94,8 @@ def read_layers(decoder: Any) -> list[Layer]:
         missing += [] if "attention_mask" in taken else ["attention_mask"]
         if missing:
             raise ValueError(
-                f"{type(module).__name__} of transformers {transformers.__version__} takes no {' and no '.join(missing)}: "
-                f"dart cannot prune it (tested with transformers {TESTED})"
+                f"{type(module).__name__} of transformers {transformers.__version__} takes no "
+                f"{' and no '.join(missing)}: dart cannot prune it (tested with transformers {TESTED})"
             )
         slot = getattr(attention, "layer_idx", None)
         slot = number if slot is None else int(slot)
@@ -127,8 +127,8 @@ def gather_argument(name: str, value: Any, rows: torch.Tensor, length: int, flas
     """What a layer is given under `name`, for the tokens `rows` [B, n] of the `length` it would have been given.
 
     Angles come as (cos, sin) or as one tensor, [..., B or 1, S, h]; positions as [..., B or 1, S]; whatever else has
-    the tokens on its second axis is [B or 1, S, ...]; of other lengths, it stays as it is. Flash attention is given no positions: it would read their gaps
-    as several packed sequences.
+    the tokens on its second axis is [B or 1, S, ...]; of other lengths, it stays as it is. Flash attention is given no
+    positions: it would read their gaps as several packed sequences.
     """
     if name in POSITION_NAMES:
         return None if flash or value is None else gather_tokens(value, rows, -1)

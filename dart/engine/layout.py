@@ -84,7 +84,8 @@ class PrunedLayer:
             self.layout = CacheLayout(kept, full - gone - kept.shape[1], layout.padded)
         elif count != gone:
             dropped = layout.dropped - (gone - count)
-            self.layout = CacheLayout(_static_slots(columns[:, : held - count], dropped, layout), dropped, layout.padded)
+            slots = _extended(columns[:, : held - count], dropped, layout.slots.shape[1])
+            self.layout = CacheLayout(slots, dropped, layout.padded)
         return None
 
     def reset(self) -> None:
@@ -120,7 +121,7 @@ def _pruned_class(kind: type) -> type:
 
 
 def _rebuild(kind: type, state: dict[str, Any]) -> Any:
-    layer = object.__new__(_pruned_class(kind))
+    layer: Any = object.__new__(_pruned_class(kind))
     vars(layer).update(state)
     return layer
 
@@ -149,7 +150,7 @@ def is_static(cache: Any) -> bool:
 
 def claim(cache: Any, slot: int) -> Any:
     """The cache's layer, made one that can be pruned. Raises ValueError for a kind that cannot."""
-    layer = cache_layer(cache, slot)
+    layer: Any = cache_layer(cache, slot)
     if layer is None or isinstance(layer, PrunedLayer):
         return layer
     if not isinstance(layer, CacheLayerMixin):
@@ -162,7 +163,7 @@ def claim(cache: Any, slot: int) -> Any:
     pruned.is_sliding, pruned.layout = sliding, None
     pruned.leads = all(bool(getattr(each, "is_sliding", False)) != sliding for each in earlier)
     if static:
-        pruned.full_length = layer.max_cache_len
+        pruned.full_length = pruned.max_cache_len
     cache.layers[slot] = pruned
     return pruned
 
@@ -247,7 +248,3 @@ def _extended(slots: torch.Tensor, dropped: int, length: int) -> torch.Tensor:
     """The slots up to `length`, the free ones with the positions that they will hold."""
     free = torch.arange(slots.shape[1] + dropped, length + dropped, device=slots.device)
     return torch.cat([slots, free.expand(len(slots), -1)], 1)
-
-
-def _static_slots(columns: torch.Tensor, dropped: int, layout: CacheLayout) -> torch.Tensor:
-    return _extended(columns, dropped, layout.slots.shape[1])

@@ -6,15 +6,15 @@ the device before a selection, never inside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from dart import strategies
+from dart import kernels, strategies
 from dart.config import DartConfig
 from dart.engine.budgets import group_budgets, stage_budget
 from dart.engine.host import HostCopy, to_device
@@ -48,19 +48,43 @@ class Selector:
     stages: tuple[Stage, ...]
     index: int
     layers: int
+    kernels: str = "torch"
 
-    def plan(
+    def batch(
+        self,
+        hidden: torch.Tensor,
+        norm: Any,
+        keys: torch.Tensor,
+        spans: np.ndarray,
+        valid: np.ndarray | None,
+        sizes: list[dict[int, int]] | None = None,
+        stays: np.ndarray | None = None,
+        pivots: Sequence[int] | None = None,
+    ) -> Batch:
+        """The token groups of every sample from which something goes.
+
+        hidden: [B, S, D], before the final norm `norm` (None: after it); keys: [B, H, S, Dh]; spans: int [B, S] on the
+        host, 0 = text, k = visual span k; valid: bool [1 or B, S], False = padding; sizes: per sample, see `_plan`;
+        stays: bool [B, S], what there is at all (default: everything).
+        """
+        always = np.ones(spans.shape, dtype=bool) if stays is None else stays.copy()
+        groups = []
+        for row, span in enumerate(spans):
+            sample = None if valid is None else valid[row % len(valid)]
+            groups.append(self._plan(span, sample, None if sizes is None else sizes[row], pivots))
+            for group in groups[-1]:
+                always[row, group.visual] = False
+        return Batch(hidden, norm, keys, groups, always, self.kernels)
+
+    def _plan(
         self,
         spans: np.ndarray,
         valid: np.ndarray | None,
-        sizes: dict[int, int] | None = None,
-        pivots: Sequence[int] | None = None,
+        sizes: dict[int, int] | None,
+        pivots: Sequence[int] | None,
     ) -> list[GroupPlan]:
-        """The token groups of one sample from which something goes.
-
-        spans: int [S], 0 = text, k = visual span k; valid: bool [S], False = padding; sizes: tokens that each span had
-        before the first stage (default: has now).
-        """
+        """The token groups of one sample: spans [S], valid [S]; sizes: tokens that each span had before the first
+        stage (default: has now)."""
         visual = np.flatnonzero(spans)
         if visual.size == 0:
             return []
@@ -88,29 +112,25 @@ class Selector:
         return list(zip(parts, firsts, group_budgets(self.config, firsts), strict=True))
 
     @torch.no_grad()
-    def run(self, signals: list[Signals], batch: Batch | None, always: np.ndarray, groups: Any) -> Kept:
-        """always: bool [B, S], positions that stay in any case; groups: of every sample. `batch`: for strategies that
-        reduce all at once, where that is possible."""
-        widths = [int(n) + sum(g.keep for g in row) for n, row in zip(always.sum(1), groups, strict=True)]
-        if batch is not None:
-            rows = self.strategy.reduce_batch(batch, self.config)
-            if rows is not None:
-                return Kept(rows, widths)
+    def run(self, batch: Batch, signals: list[Signals]) -> Kept:
+        """What stays of every sample."""
+        rows = self.strategy.reduce_batch(batch, self.config)
+        if rows is not None:
+            return Kept(rows, batch.widths)
         kept, merges = [], []
-        for sample, plans, stays in zip(signals, groups, always, strict=True):
+        for sample, plans, stays in zip(signals, batch.groups, batch.always, strict=True):
             positions, merged = self._one(sample, plans, stays)
             kept.append(positions)
             merges.append(merged)
-        rows = torch.stack([pad(row, (max(widths) - len(row), 0), value=PADDING) for row in kept])
-        return Kept(rows, widths, merges if any(merges) else None)
+        widest = max(batch.widths)
+        rows = torch.stack([pad(row, (widest - len(row), 0), value=PADDING) for row in kept])
+        return Kept(rows, batch.widths, merges if any(merges) else None)
 
     def _one(self, signals: Signals, plans: list[GroupPlan], always: np.ndarray) -> Any:
         device = signals.raw.device
         parts, merges = [to_device(np.flatnonzero(always), device)], []
         for plan in plans:
-            tokens = Tokens(
-                to_device(plan.visual, device), to_device(plan.text, device), signals, self.config, plan
-            )
+            tokens = Tokens(to_device(plan.visual, device), to_device(plan.text, device), signals, self.config, plan)
             reduction = self._checked(self.strategy.reduce(tokens), tokens)
             parts.append(reduction.keep)
             if reduction.merge is not None:
@@ -147,7 +167,7 @@ def selector(config: DartConfig, layers: int) -> list[Selector]:
         raise ValueError(f"strategy {config.strategy!r} has two stages at one layer")
     if len(stages) > 1 and any(stage.fraction is None for stage in stages):
         raise ValueError(f"strategy {config.strategy!r} has several stages: each needs a fraction")
-    return [Selector(strategy, config, stages, index, layers) for index in range(len(stages))]
+    return [Selector(strategy, config, stages, index, layers, kernels.chosen()) for index in range(len(stages))]
 
 
 def merge_states(hidden: torch.Tensor, merges: list[list[tuple[torch.Tensor, Merge]]]) -> torch.Tensor:
@@ -167,15 +187,13 @@ def _counted(
 ) -> tuple[DartConfig, int, float, int]:
     if forced is None:
         return config, positions.size, budget, text.size
-    from dataclasses import replace
-
     images = int(np.isin(forced, positions).sum())
     counts = replace(config, image_pivots=images, text_pivots=len(forced) - images)
     return counts, positions.size, budget, len(forced) - images
 
 
 def _forced(pivots: Sequence[int], visual: np.ndarray, positions: np.ndarray, text: np.ndarray) -> list[int]:
-    """The forced pivots that act on one group (`positions`): its own visual tokens and the text's. Raises ValueError."""
+    """The forced pivots that act on one group (`positions`): its own and the text's. Raises ValueError."""
     forced = [int(p) for p in pivots]
     if outside := [p for p in forced if p not in {*visual.tolist(), *text.tolist()}]:
         raise ValueError(f"pivots {outside} are neither visual tokens nor text after them")
@@ -227,23 +245,34 @@ def select(
     if single:
         hidden, keys, visual_mask = hidden[None], keys[None], visual_mask[None]
     spans = HostCopy(visual_mask).numpy().astype(np.int64)
-    first, *later = selector(config, config.layer + 1)
-    needs = first.strategy.needs - {"raw", "hidden", "keys"}
-    if later or needs or first.stages[0].fraction is not None:
-        raise ValueError(f"dart.select runs strategies of hidden states and keys alone, not {config.strategy!r}")
-    groups = [first.plan(row, None, None, pivots) for row in spans]
-    always = spans > 0
-    for row, plans in enumerate(groups):
-        for plan in plans:
-            always[row, plan.visual] = False
-    widths = [int(n) + sum(g.keep for g in row) for n, row in zip(always.sum(1), groups, strict=True)]
-    batch = Batch(hidden, None, keys, groups, always, widths)
-    signals = [Signals(states, None, {"keys": own}) for states, own in zip(hidden, keys, strict=True)]
-    kept = first.run(signals, batch, always, groups)
+    batch = _simple(config).batch(hidden, None, keys, spans, None, None, spans > 0, pivots)
+    kept = _run(batch, config)
     rows = [row[kept.rows.shape[1] - width :] for row, width in zip(kept.rows, kept.widths, strict=True)]
     if single:
         return rows[0]
     return rows if kept.ragged else torch.stack(rows)
 
 
-Refused = Callable[[str], None]
+def select_rows(
+    hidden: torch.Tensor, norm: Any, keys: torch.Tensor, spans: np.ndarray, valid: np.ndarray | None, config: DartConfig
+) -> Kept | None:
+    """What stays, text and padding included, in one stage of hidden states and keys; None: everything.
+
+    The arguments are those of `Selector.batch`.
+    """
+    batch = _simple(config).batch(hidden, norm, keys, spans, valid)
+    return None if min(batch.widths) == spans.shape[1] else _run(batch, config)
+
+
+def _simple(config: DartConfig) -> Selector:
+    """The strategy's only stage. Raises ValueError for one that needs more than hidden states and keys."""
+    first, *later = selector(config, config.layer + 1)
+    if later or first.strategy.needs - {"raw", "hidden", "keys"} or first.stages[0].fraction is not None:
+        raise ValueError(f"only strategies of hidden states and keys can run without a model, not {config.strategy!r}")
+    return first
+
+
+def _run(batch: Batch, config: DartConfig) -> Kept:
+    samples = zip(batch.hidden, batch.keys, strict=True)
+    signals = [Signals(states, batch.norm, {"keys": own, "values": own}) for states, own in samples]
+    return _simple(config).run(batch, signals)

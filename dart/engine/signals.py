@@ -11,7 +11,7 @@
 | `grid` | [N, 4] | frame, row, column and tile of each visual token, in order of position |
 | `tower_features` | [N, E] | of each visual token, the vision tower's states before the projector |
 | `tower_keys` | [N, d] | of each visual token, its keys in the tower's layer whose states are used, all heads |
-| `tower_attention` | [N] | of each visual token, the attention that the CLS token pays it there; without one, mean received |
+| `tower_attention` | [N] | of each visual token, the attention that CLS pays it there; without CLS, mean received |
 
 S: tokens of one sample, N: its visual tokens. No S x S or N x N matrix of attention is made.
 """

@@ -1,7 +1,8 @@
 """LLaVA-NeXT of transformers: `LlavaNextForConditionalGeneration` (llava-hf checkpoints).
 
 What differs from LLaVA-1.5: an image is an overview and several tiles, merged row by row, so that the tokens of one
-tile do not lie side by side. Every view is a span of its own (`scope="span"`: a quota per tile; "joint": one token group).
+tile do not lie side by side. Every view is a span of its own (`scope="span"`: a quota per
+tile; "joint": one token group).
 """
 
 from __future__ import annotations

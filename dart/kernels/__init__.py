@@ -1,7 +1,8 @@
 """The selection and the gathering behind it as Triton kernels, and when they run.
 
-`DART_KERNELS=auto` (the default): for CUDA tensors where Triton is installed. `torch`: never. `triton`: always, on a
-CPU through Triton's interpreter (`TRITON_INTERPRET=1`, slow: for tests).
+`DART_KERNELS`, read when a model is pruned: `torch` (the default, since the kernels never ran on a GPU): never; `auto`:
+for CUDA tensors where Triton is installed; `triton`: always, on a CPU through Triton's interpreter
+(`TRITON_INTERPRET=1`, slow: for tests).
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ def installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def active(device: torch.device) -> bool:
-    """Do the kernels run for tensors there? Raises ValueError for a wrong DART_KERNELS, or one that cannot be."""
-    mode = os.environ.get(VARIABLE, "auto")
+def chosen() -> str:
+    """The mode that DART_KERNELS asks for. Raises ValueError for an unknown one."""
+    mode = os.environ.get(VARIABLE, "torch")
     if mode not in MODES:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(MODES)}, got {mode!r}")
+    return mode
+
+
+def active(device: torch.device, mode: str) -> bool:
+    """Do the kernels run for tensors there? Raises ValueError for a mode that cannot be."""
     cuda = device.type == "cuda"
     if mode == "torch" or (mode == "auto" and not cuda):
         return False
@@ -63,18 +69,25 @@ def select_rows(batch: Batch, config: DartConfig) -> torch.Tensor | None:
     """
     if any(group.forced is not None for row in batch.groups for group in row):
         return None
-    if config.pivot_order != "norm" or batch.hidden.dtype not in DTYPES or not active(batch.hidden.device):
+    if (
+        config.pivot_order != "norm"
+        or batch.hidden.dtype not in DTYPES
+        or not active(batch.hidden.device, batch.kernels)
+    ):
         return None
     from dart.kernels.launch import Selection
 
     return Selection.of(batch, config).run(batch.hidden, batch.norm, batch.keys)
 
 
-def gather(rows: torch.Tensor, hidden: torch.Tensor, angles: Any, positions: Any) -> Inputs | None:
-    """Hidden states [B, S, D], angles (cos, sin) and positions of `rows` in one launch; None where torch has to do it (under autograd, too)."""
+def gather(rows: torch.Tensor, hidden: torch.Tensor, angles: Any, positions: Any, mode: str) -> Inputs | None:
+    """Hidden states [B, S, D], angles (cos, sin) and positions of `rows` in one launch.
+
+    None where torch has to do it (under autograd, too).
+    """
     given = (*(angles or ()), *(() if positions is None else (positions,)))
     recorded = torch.is_grad_enabled() and any(each.requires_grad for each in (hidden, *given))
-    if recorded or any(each.device != hidden.device for each in given) or not active(hidden.device):
+    if recorded or any(each.device != hidden.device for each in given) or not active(hidden.device, mode):
         return None
     from dart.kernels.launch import gather as launched
 

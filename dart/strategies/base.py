@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -94,8 +95,8 @@ class Batch:
     """All token groups of all samples of one forward, for a strategy that reduces them at once.
 
     hidden: [B, S, D], to which `norm` (the model's final one, or None) is still to be applied; keys: [B, H, S, Dh].
-    groups: of every sample; always: bool array [B, S] of the positions that stay in any case; widths: how many
-    positions stay, per sample.
+    groups: of every sample; always: bool array [B, S] of the positions that stay in any case; kernels: who may select
+    (`dart.kernels`).
     """
 
     hidden: torch.Tensor
@@ -103,7 +104,13 @@ class Batch:
     keys: torch.Tensor
     groups: list[list[GroupPlan]]
     always: np.ndarray
-    widths: list[int]
+    kernels: str = "torch"
+
+    @cached_property
+    def widths(self) -> list[int]:
+        """How many positions stay, per sample."""
+        fixed = self.always.sum(1).tolist()
+        return [count + sum(group.keep for group in row) for count, row in zip(fixed, self.groups, strict=True)]
 
 
 class Strategy:
