@@ -47,7 +47,8 @@ def qwen2_5_omni(name, attention):
         return one
 
     model = tiny(name, attention, text_config={"rope_parameters": MROPE}, vision_start_token_id=START)
-    return Case(model=model, image=patches, video=timed, decoder="model.language_model")
+    decoder = "model.language_model" if hasattr(model.model, "language_model") else "model"  # transformers 5.17
+    return Case(model=model, image=patches, video=timed, decoder=decoder)
 
 
 @family("qwen3_vl", "qwen3_vl_moe")
