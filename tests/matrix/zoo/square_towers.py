@@ -93,7 +93,7 @@ def step3p7(name, attention):
 
 @family("molmo2")
 def molmo2(name, attention):
-    """A token is pooled from 2 x 2 patches; a column token ends each row, and these and the marks see all others, too."""
+    """A token is pooled from 2 x 2 patches; a column token ends each row; these and the marks see all others, too."""
     edge, column = SIZE // PATCH // 2, 125
     pooled = torch.arange(PATCHES).view(edge, 2, edge, 2).transpose(1, 2).reshape(POOLED, 4)
     text = {
