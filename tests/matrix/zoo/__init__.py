@@ -123,7 +123,8 @@ class Case:
     deepstack: bool = False  # visual features are added again after the embedding
     per_layer_inputs: bool = False  # decoder layers get embeddings of their own of the token ids
     contiguous: bool = True  # visual tokens of an image lie side by side
-    batches: bool = True
+    batches: bool = True  # rows of different lengths, padded on the left
+    attentions: tuple[str, ...] = ("eager", "sdpa")
     note: str = ""
     known: str = ""  # where transformers' own model with a cache differs from itself without, and why
     skip: str = ""

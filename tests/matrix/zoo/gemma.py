@@ -113,7 +113,7 @@ if find_spec("timm"):
 
     @family("gemma3n")
     def gemma3n(name, attention):
-        """Ids from TEXT_END are embedded by the vision and audio embedders; the tower is any convolutional one of timm."""
+        """Ids from TEXT_END have embedders of their own; the tower is any convolutional one of timm."""
         text = {
             "intermediate_size": 64,
             "num_kv_shared_layers": 2,

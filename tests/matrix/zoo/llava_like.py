@@ -59,3 +59,20 @@ def video_llava(name, attention):
 @family("internvl")
 def internvl(name, attention):
     return Case(model=tiny(name, attention), image=square(PATCHES // 4))
+
+
+@family("aria")
+def aria(name, attention):
+    model = tiny(name, attention, projector_patch_to_query_dict={PATCHES: 9}, text_config={"moe_num_experts": 4})
+    return Case(model=model, image=square(9))
+
+
+@family("aya_vision", "cohere2_vision")
+def cohere(name, attention):
+    model = tiny(name, attention, text_config={"logit_scale": 1.0})
+    return Case(model=model, image=square(PATCHES // 4))
+
+
+@family("deepseek_vl")
+def deepseek_vl(name, attention):
+    return Case(model=tiny(name, attention), image=square(PATCHES))

@@ -24,6 +24,13 @@ def strip(per_token, token=IMAGE, suffix="", kind=1):
 def minicpm(name, attention):
     """16 patches per token; MiniCPM-OCR: 4."""
     per_token = 4 if name == "minicpm_ocr" else 16
+    canvas = {
+        "image_start_id": START,
+        "image_end_id": END,
+        "slice_start_id": 113,
+        "slice_end_id": 114,
+        "newline_id": 115,
+    }
     model = tiny(
         name,
         attention,
@@ -32,6 +39,9 @@ def minicpm(name, attention):
         insert_layer_id=1,
         image_token_id=IMAGE,
         video_token_id=VIDEO,
+        **canvas if name == "minicpmv4_7" else {},
     )
     axes = {"pixel_values": (3, 3), "pixel_values_videos": (3, 3)}
-    return Case(model=model, image=strip(per_token), video=strip(per_token, VIDEO, "_videos", 2), axes=axes)
+    types = "mm_token_type_ids" if name == "minicpmv4_7" else ""
+    video = strip(per_token, VIDEO, "_videos", 2)
+    return Case(model=model, image=strip(per_token), video=video, types=types, axes=axes)

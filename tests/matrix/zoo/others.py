@@ -1,19 +1,22 @@
-"""Families without kin: Llama 4, LFM2-VL."""
+"""Families without kin."""
 
 from __future__ import annotations
 
 import torch
 
-from . import IMAGE, LAYERS, PATCH, SIZE, WIDTH, Case, Picture, family, square, tiny
+from . import IMAGE, LAYERS, PATCH, SIZE, WIDTH, Case, Picture, family, skip, square, tiny
 
 
 @family("llama4")
 def llama4(name, attention):
     """Layers with chunks of 16 tokens and rotary angles, and full ones without angles, in turn."""
     vision = {"vision_output_dim": WIDTH, "projector_input_dim": WIDTH, "projector_output_dim": WIDTH}
+    vision["intermediate_size"] = 4 * WIDTH  # also the width of 2 x 2 patches
     text = {"attention_chunk_size": 16, "no_rope_layers": [1, 0] * (LAYERS // 2), "intermediate_size_mlp": 64}
     model = tiny(name, attention, text_config=text, vision_config=vision)
-    return Case(model=model, image=square((SIZE // PATCH) ** 2 // 4))
+    # transformers 5.24.0 reads this from its decoder's output, which lacks it: every forward fails without the hook.
+    model.language_model.register_forward_hook(lambda module, args, output: setattr(output, "image_outputs", None))
+    return Case(model=model, image=square((SIZE // PATCH) ** 2 // 4), decoder="language_model.model")
 
 
 @family("lfm2_vl")
@@ -32,3 +35,24 @@ def lfm2_vl(name, attention):
     text = {"layer_types": ["conv", "full_attention"] * (LAYERS // 2), "block_multiple_of": 16}
     model = tiny(name, attention, text_config=text, vision_config={"num_patches": 64}, projector_hidden_size=64)
     return Case(model=model, image=image)
+
+
+@family("fuyu")
+def fuyu(name, attention):
+    """No tower: patches go through one projection."""
+
+    def image(number, generator):
+        patches = 6 + 2 * (number % 2)
+        pixels = torch.randn(1, patches, 3 * PATCH * PATCH, generator=generator)
+        return Picture([IMAGE] * patches, {"pixel_values": pixels})
+
+    return Case(
+        model=tiny(name, attention, patch_size=PATCH), image=image, axes={"pixel_values": (1, 0)}, batches=False
+    )
+
+
+skip("reads the image by gated cross attention layers: its ids hold no visual tokens", "idefics")
+skip("its image features are put before the text without placeholder tokens", "git")
+skip("an encoder and a decoder (BART): the decoder reads the image by cross attention", "florence2")
+skip("answers about proteins, not images: protein features enter by cross attention", "evolla")
+skip("writes blocks of tokens by denoising a canvas: there are no logits of the prompt's next token", "diffusion_gemma")

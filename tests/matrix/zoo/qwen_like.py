@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import END, IMAGE, PATCH, START, VIDEO, Case, Picture, family, tiny
+from . import END, HEAD_DIM, IMAGE, LAYERS, PATCH, START, VIDEO, WIDTH, Case, Picture, family, tiny
 
 GRIDS = [(4, 6), (6, 2), (4, 4)]  # patches (height, width) of the images of a row
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
@@ -63,3 +63,64 @@ def qwen3_5(name, attention):
     text = {"head_dim": 16, "rope_parameters": INTERLEAVED | {"partial_rotary_factor": 0.5}}
     model = tiny(name, attention, text_config=text)
     return Case(model=model, image=patches, video=timestamped, types="mm_token_type_ids")
+
+
+@family("cosmos3_omni", "cohere_compass")
+def with_deepstack(name, attention):
+    """Cohere's full attention layers have no rotary angles, its sliding ones have."""
+    text = {"rope_parameters": INTERLEAVED}
+    if name == "cohere_compass":
+        text = {"rope_parameters": {"sliding_attention": INTERLEAVED, "full_attention": None}}
+        text["layer_types"] = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+    model = tiny(name, attention, text_config=text, vision_config={"deepstack_visual_indexes": [0, 1]})
+    return Case(model=model, image=patches, video=timestamped, types="mm_token_type_ids", deepstack=True)
+
+
+@family("cosmos3_edge")
+def cosmos3_edge(name, attention):
+    model = tiny(
+        name,
+        attention,
+        text_config={"rope_parameters": INTERLEAVED},
+        vision_config={"num_patches": 64},
+        projector_hidden_size=64,
+    )
+
+    def image(number, generator):
+        return patches(number, generator, PATCH_VALUES // 2)
+
+    return Case(model=model, image=image, types="mm_token_type_ids")
+
+
+@family("exaone4_5", "hyperclovax_vision_v2")
+def one_axis(name, attention):
+    """The same patches before decoders whose positions have one axis."""
+    return Case(model=tiny(name, attention), image=patches, video=frames)
+
+
+@family("ernie4_5_vl_moe")
+def ernie(name, attention):
+    """Text and images have experts of their own."""
+    text = {"moe_k": 2, "moe_num_experts": 4, "moe_intermediate_size": [16, 16], "mlp_layer_types": None}
+    text["rope_parameters"] = MROPE | {"mrope_section": [1, 1, 2]}
+    model = tiny(name, attention, text_config=text)
+
+    def image(number, generator):
+        return patches(number, generator, PATCH_VALUES // 2)
+
+    return Case(model=model, image=image, types="mm_token_type_ids")
+
+
+@family("hunyuan_vl")
+def hunyuan(name, attention):
+    """An image's tokens: a beginning, rows that each end with a newline, an end; all of them placeholders."""
+
+    def image(number, generator):
+        one = patches(number, generator, PATCH_VALUES // 2)
+        _, height, width = one.tensors["image_grid_thw"][0].tolist()
+        one.ids = [START, *[IMAGE] * (height // 2 * (width // 2 + 1) + 2), END]
+        return one
+
+    text = {"head_dim": HEAD_DIM, "rope_parameters": MROPE | {"mrope_section": [1, 1, 1, 1]}}
+    model = tiny(name, attention, text_config=text, vision_config={"text_hidden_size": WIDTH})
+    return Case(model=model, image=image, types="mm_token_type_ids")

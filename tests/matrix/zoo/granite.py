@@ -1,0 +1,47 @@
+"""Granite's vision models: features of several tower layers are added at several decoder layers."""
+
+from __future__ import annotations
+
+import torch
+
+from . import IMAGE, SIZE, Case, Picture, family, tiny
+from .llava_like import PINPOINTS, SIZES, tiles
+
+SIDE = 3  # tokens along an edge of a tile
+
+
+@family("granite4_vision")
+def granite4_vision(name, attention):
+    """No features at the embedding: they are added before layers 0 to 4."""
+
+    def image(number, generator):
+        height, width = SIZES[number % len(SIZES)]
+        rows, columns = height // SIZE * SIDE, width // SIZE * SIDE
+        return Picture([IMAGE] * (SIDE**2 + rows * (columns + 1)), tiles(number, generator).tensors)
+
+    model = tiny(
+        name,
+        attention,
+        vision_config={"hidden_size": 64},  # its Q-Former has a head per 64
+        text_config={"num_hidden_layers": 8},
+        image_grid_pinpoints=PINPOINTS,
+        downsample_rate="1/2",
+        deepstack_layer_map=[[-2, 0]],
+        spatial_target_layers=[1, 2, 3, 4],
+    )
+    return Case(model=model, image=image, deepstack=True)
+
+
+@family("granite_docling")
+def granite_docling(name, attention):
+    def image(number, generator):
+        tensors = {
+            "pixel_values": torch.randn(1, 1, 3, SIZE, SIZE, generator=generator),
+            "pixel_attention_mask": torch.ones(1, 1, dtype=torch.bool),
+        }
+        return Picture([IMAGE] * SIDE**2, tensors)
+
+    vision = {"scale_factor": 2, "deepstack_visual_indexes": [0, 1]}
+    model = tiny(name, attention, vision_config=vision)
+    axes = {"pixel_values": (1, 0), "pixel_attention_mask": (1, 0)}
+    return Case(model=model, image=image, axes=axes, decoder="model.text_model", deepstack=True)
