@@ -162,6 +162,6 @@ def qwen4_exp(name, attention):
         video=timestamped,
         types="mm_token_type_ids",
         per_layer_inputs=True,
-        note="hidden states between layers are hc_count streams wide; hyper_connection_mixer takes the last norm's place; "
+        note="hidden states between layers are hc_count streams wide; hyper_connection_mixer replaces the last norm; "
         "angles of indexed layers cover the cache, too; some layers embed n-grams of ple_input_ids",
     )
