@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 
-from . import IMAGE, PATCH, SIZE, VIDEO, Case, Picture, family, square, tiny
+from . import IMAGE, PATCH, SIZE, VIDEO, Case, Picture, family, skip, square, tiny
 
 EDGE = SIZE // PATCH
 PATCHES = EDGE * EDGE
@@ -59,6 +61,18 @@ def video_llava(name, attention):
 @family("internvl")
 def internvl(name, attention):
     return Case(model=tiny(name, attention), image=square(PATCHES // 4))
+
+
+if find_spec("timm"):
+
+    @family("fast_vlm")
+    def fast_vlm(name, attention):
+        """The tower is a convolutional one of timm: 2 x 2 features of 96 channels from 64 pixels."""
+        vision = {"architecture": "test_resnet", "model_args": None, "hidden_size": 96}
+        return Case(model=tiny(name, attention, vision_config=vision), image=square(4, size=64))
+
+else:
+    skip("its vision tower, FastViT, needs the package timm, which is not installed", "fast_vlm")
 
 
 @family("aria")

@@ -123,4 +123,5 @@ def hunyuan(name, attention):
 
     text = {"head_dim": HEAD_DIM, "rope_parameters": MROPE | {"mrope_section": [1, 1, 1, 1]}}
     model = tiny(name, attention, text_config=text, vision_config={"text_hidden_size": WIDTH})
-    return Case(model=model, image=image, types="mm_token_type_ids")
+    note = "an axis of the positions counts the images of the whole batch: a row's logits depend on the rows before it"
+    return Case(model=model, image=image, types="mm_token_type_ids", batches=False, note=note)

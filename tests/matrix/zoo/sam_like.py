@@ -11,7 +11,7 @@ SAM = {"image_size": EDGE, "output_channels": WIDTH, "window_size": 4, "global_a
 QUERIES = 144  # of DeepSeek-OCR 2, fixed in its code, and a separator
 
 
-@family("got_ocr2", "pp_chart2table")
+@family("got_ocr2")
 def got_ocr2(name, attention):
     return Case(model=tiny(name, {"text_config": attention}, vision_config=SAM), image=square(16, EDGE))
 
