@@ -7,10 +7,12 @@ from importlib.util import find_spec
 import torch
 
 from . import END, HEADS, IMAGE, PATCH, SIZE, START, WIDTH, Case, Picture, family, skip, square, tiny
-from .sam_like import EDGE, SAM
+from .sam_like import EDGE, SAM, got_ocr2
 
 PATCHES = (SIZE // PATCH) ** 2
 POOLED = PATCHES // 4
+
+family("pp_chart2table")(got_ocr2)
 
 
 @family("qianfan_ocr")
