@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -181,12 +182,12 @@ def batch(case: Case, rows: list[Rows]) -> Rows:
     return case.finish(result)
 
 
-def square(tokens: int, size: int = SIZE, before=(), after=(), token: int = IMAGE):
-    """Images of one size: `tokens` placeholders in a row, pixel_values [1, 3, size, size]."""
+def square(tokens: int, size: int = SIZE, before=(), after=(), token: int = IMAGE, name="pixel_values"):
+    """Images of one size: `tokens` placeholders, pixels [1, 3, size, size]."""
 
     def image(number, generator):
         pixels = torch.randn(1, 3, size, size, generator=generator)
-        return Picture([*before, *[token] * tokens, *after], {"pixel_values": pixels})
+        return Picture([*before, *[token] * tokens, *after], {name: pixels})
 
     return image
 
@@ -237,6 +238,12 @@ def tiny(model_type: str, attention: str, **overrides) -> PreTrainedModel:
     fill(model)
     model.generation_config.update(pad_token_id=PAD, eos_token_id=None, do_sample=False)
     return model
+
+
+def argument(model: PreTrainedModel, *candidates: str) -> str:
+    """The first of these names that the model's forward() takes: some have changed from release to release."""
+    taken = inspect.signature(model.forward).parameters
+    return next(name for name in candidates if name in taken)
 
 
 FAMILIES: dict[str, Callable[[str, str], Case]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from importlib.util import find_spec
 
 import torch
@@ -43,8 +44,14 @@ def gemma3(name, attention):
 @family("paligemma")
 def paligemma(name, attention):
     """Everything of the prompt sees everything: image and text are one prefix."""
+
+    def prefix(inputs):
+        return inputs | {"token_type_ids": torch.zeros_like(inputs["input_ids"])}
+
     model = tiny(name, attention, projection_dim=WIDTH)
-    return Case(model=model, image=square(PATCHES), types="token_type_ids", bidirectional=True)
+    counts_new_tokens = "_update_model_kwargs_for_generation" in vars(type(model))  # not yet in transformers 5.17
+    known = "" if counts_new_tokens else "without a cache, generated tokens are taken for a part of the prefix"
+    return Case(model=model, image=square(PATCHES), finish=prefix, bidirectional=True, known=known)
 
 
 def grid(number, generator, frames=1):
@@ -61,11 +68,19 @@ def gemma4_image(number, generator):
     return Picture([START, *[IMAGE] * tokens, END], {"pixel_values": pixels, "image_position_ids": positions})
 
 
-def gemma4_video(number, generator):
-    pixels, positions, tokens = grid(number, generator, frames=2)
-    names = "pixel_values_videos", "video_position_ids", "num_frames_per_video"
-    tensors = dict(zip(names, (pixels, positions, torch.tensor([2])), strict=True))
-    return Picture([START, *[VIDEO] * tokens, END, 50, START, *[VIDEO] * tokens, END], tensors, kind=2)
+def gemma4_video(flat):
+    """`flat`: the frames of all videos along one axis (transformers 5.24), else an axis of videos before it (5.17)."""
+
+    def video(number, generator):
+        pixels, positions, tokens = grid(number, generator, frames=2)
+        if flat:
+            tensors = {"pixel_values_videos": pixels, "video_position_ids": positions}
+            tensors["num_frames_per_video"] = torch.tensor([2])
+        else:
+            tensors = {"pixel_values_videos": pixels[None], "video_position_ids": positions[None]}
+        return Picture([START, *[VIDEO] * tokens, END, 50, START, *[VIDEO] * tokens, END], tensors, kind=2)
+
+    return video
 
 
 @family("gemma4", "gemma4:large")
@@ -84,7 +99,7 @@ def gemma4(name, attention):
     return Case(
         model=model,
         image=gemma4_image,
-        video=gemma4_video,
+        video=gemma4_video("num_frames_per_video" in inspect.signature(model.forward).parameters),
         types="mm_token_type_ids",
         fills={"image_position_ids": -1},
         bidirectional=large,

@@ -8,6 +8,7 @@ from . import IMAGE, SIZE, Case, Picture, family, tiny
 from .llava_like import PINPOINTS, SIZES, tiles
 
 SIDE = 3  # tokens along an edge of a tile
+TOWER = 64  # width; newer releases give the Q-Former a head per 64
 
 
 @family("granite4_vision")
@@ -22,8 +23,9 @@ def granite4_vision(name, attention):
     model = tiny(
         name,
         attention,
-        vision_config={"hidden_size": 64},  # its Q-Former has a head per 64
-        text_config={"num_hidden_layers": 8},
+        vision_config={"model_type": "clip_vision_model", "hidden_size": TOWER},
+        qformer_config={"hidden_size": TOWER, "num_attention_heads": 1, "encoder_hidden_size": TOWER},
+        text_config={"model_type": "granite4_vision_text", "num_hidden_layers": 8},
         image_grid_pinpoints=PINPOINTS,
         downsample_rate="1/2",
         deepstack_layer_map=[[-2, 0]],

@@ -14,7 +14,7 @@ LATENT = {
     "v_head_dim": HEAD_DIM,
     "num_key_value_heads": HEADS,
 }
-INDEXER = {"index_topk": 16, "index_head_dim": 16, "index_n_heads": 2}
+INDEXER = {"index_topk": 16, "index_head_dim": 16, "index_n_heads": 16}
 
 
 @family("glm5_next")

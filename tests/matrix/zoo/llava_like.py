@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import torch
+import dataclasses
+from importlib.util import find_spec
 
-from . import IMAGE, PATCH, SIZE, VIDEO, Case, Picture, family, square, tiny
+import torch
+from transformers import CONFIG_MAPPING
+
+from . import IMAGE, PATCH, SIZE, VIDEO, Case, Picture, argument, family, skip, square, tiny
 
 EDGE = SIZE // PATCH
 PATCHES = EDGE * EDGE
@@ -31,10 +35,17 @@ def frames(tokens):
     return video
 
 
-@family("llava", "vipllava")
+@family("llava")
 def llava(name, attention):
-    layers = {"vision_feature_layer": [-2, 1]} if name == "vipllava" else {}
-    return Case(model=tiny(name, attention, **layers), image=square(PATCHES))
+    return Case(model=tiny(name, attention), image=square(PATCHES))
+
+
+@family("vipllava")
+def vipllava(name, attention):
+    """Features of several tower layers side by side."""
+    fields = {field.name for field in dataclasses.fields(CONFIG_MAPPING[name])}
+    layers = next(each for each in ("vision_feature_layer", "vision_feature_layers") if each in fields)
+    return Case(model=tiny(name, attention, **{layers: [-2, 1]}), image=square(PATCHES))
 
 
 @family("llava_next", "llava_next_video")
@@ -53,12 +64,26 @@ def llava_onevision(name, attention):
 
 @family("video_llava")
 def video_llava(name, attention):
-    return Case(model=tiny(name, attention), image=square(PATCHES), video=frames(FRAMES * (PATCHES + 1)))
+    model = tiny(name, attention)
+    pixels = argument(model, "pixel_values", "pixel_values_images")
+    return Case(model=model, image=square(PATCHES, name=pixels), video=frames(FRAMES * (PATCHES + 1)))
 
 
 @family("internvl")
 def internvl(name, attention):
     return Case(model=tiny(name, attention), image=square(PATCHES // 4))
+
+
+if find_spec("timm"):
+
+    @family("fast_vlm")
+    def fast_vlm(name, attention):
+        """The tower is a convolutional one of timm: 2 x 2 features of 96 channels from 64 pixels."""
+        vision = {"architecture": "test_resnet", "model_args": None, "hidden_size": 96}
+        return Case(model=tiny(name, attention, vision_config=vision), image=square(4, size=64))
+
+else:
+    skip("its vision tower, FastViT, needs the package timm, which is not installed", "fast_vlm")
 
 
 @family("aria")

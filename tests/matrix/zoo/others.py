@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import IMAGE, LAYERS, PATCH, SIZE, WIDTH, Case, Picture, family, skip, square, tiny
+from . import IMAGE, LAYERS, PATCH, SIZE, WIDTH, Case, Picture, argument, family, skip, square, tiny
 
 
 @family("llama4")
@@ -44,15 +44,15 @@ def fuyu(name, attention):
     def image(number, generator):
         patches = 6 + 2 * (number % 2)
         pixels = torch.randn(1, patches, 3 * PATCH * PATCH, generator=generator)
-        return Picture([IMAGE] * patches, {"pixel_values": pixels})
+        return Picture([IMAGE] * patches, {name_of_pixels: pixels})
 
-    return Case(
-        model=tiny(name, attention, patch_size=PATCH), image=image, axes={"pixel_values": (1, 0)}, batches=False
-    )
+    model = tiny(name, attention, patch_size=PATCH)
+    name_of_pixels = argument(model, "pixel_values", "image_patches")
+    return Case(model=model, image=image, axes={name_of_pixels: (1, 1)})
 
 
-skip("reads the image by gated cross attention layers: its ids hold no visual tokens", "idefics")
+skip("reads the image by gated cross-attention layers: its ids hold no visual tokens", "idefics")
 skip("its image features are put before the text without placeholder tokens", "git")
-skip("an encoder and a decoder (BART): the decoder reads the image by cross attention", "florence2")
-skip("answers about proteins, not images: protein features enter by cross attention", "evolla")
+skip("an encoder and a decoder (BART): the decoder reads the image by cross-attention", "florence2")
+skip("answers about proteins, not images: protein features enter by cross-attention", "evolla")
 skip("writes blocks of tokens by denoising a canvas: there are no logits of the prompt's next token", "diffusion_gemma")

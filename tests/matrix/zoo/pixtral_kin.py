@@ -35,7 +35,7 @@ def mistral_large4(name, attention):
     }
     model = tiny(name, attention, text_config=text)
     note = (
-        "a layer returns (hidden states, indices of the keys it chose), gets the indices of the layer before and a dict "
+        "a layer returns (hidden states, indices of the keys it chose), gets those of the layer before and a dict "
         "with the latents that layers share; the cache has latents, rotary keys and the keys of indexers"
     )
     return Case(model=model, image=rows, contiguous=False, finish=positions, note=note)

@@ -47,7 +47,8 @@ def qwen2_5_omni(name, attention):
         return one
 
     model = tiny(name, attention, text_config={"rope_parameters": MROPE}, vision_start_token_id=START)
-    return Case(model=model, image=patches, video=timed, decoder="model.language_model")
+    decoder = "model.language_model" if hasattr(model.model, "language_model") else "model"  # transformers 5.17
+    return Case(model=model, image=patches, video=timed, decoder=decoder)
 
 
 @family("qwen3_vl", "qwen3_vl_moe")
@@ -123,4 +124,5 @@ def hunyuan(name, attention):
 
     text = {"head_dim": HEAD_DIM, "rope_parameters": MROPE | {"mrope_section": [1, 1, 1, 1]}}
     model = tiny(name, attention, text_config=text, vision_config={"text_hidden_size": WIDTH})
-    return Case(model=model, image=image, types="mm_token_type_ids")
+    note = "an axis of the positions counts the images of the whole batch: a row's logits depend on the rows before it"
+    return Case(model=model, image=image, types="mm_token_type_ids", batches=False, note=note)

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
+from importlib.util import find_spec
 
 import torch
 
 from . import END, HEADS, IMAGE, PATCH, SIZE, START, WIDTH, Case, Picture, family, skip, square, tiny
+from .sam_like import EDGE, SAM, got_ocr2
 
 PATCHES = (SIZE // PATCH) ** 2
 POOLED = PATCHES // 4
-SAM_SIZE, SAM_CHANNELS = 64, 8  # 16 x 16 patches, halved twice: 4 x 4 tokens
-SAM = {
-    "image_size": SAM_SIZE,
-    "output_channels": SAM_CHANNELS,
-    "window_size": 3,
-    "global_attn_indexes": [1],
-    "mlp_dim": 32,
-}
-SAM_EDGE = SAM_SIZE // PATCH // 4
+
+family("pp_chart2table")(got_ocr2)
 
 
 @family("qianfan_ocr")
 def qianfan_ocr(name, attention):
     return Case(model=tiny(name, attention), image=square(POOLED))
-
-
-@family("pp_chart2table")
-def pp_chart2table(name, attention):
-    """The tower has eager attention alone."""
-    model = tiny(name, {"": "eager", "text_config": attention}, vision_config=SAM)
-    return Case(model=model, image=square(SAM_EDGE**2, SAM_SIZE))
 
 
 @family("janus")
@@ -42,7 +29,7 @@ def janus(name, attention):
     return Case(model=model, image=square(PATCHES), note=note)
 
 
-if importlib.util.find_spec("timm"):
+if find_spec("timm"):
 
     @family("perception_lm")
     def perception_lm(name, attention):
@@ -61,16 +48,16 @@ else:
 
 @family("unlimited_ocr")
 def unlimited_ocr(name, attention):
-    sam = SAM | {"downsample_channels": [16, WIDTH]}
-    clip = {"image_size": SAM_SIZE, "patch_size": 4 * PATCH}
+    vision = {"sam_config": SAM | {"downsample_channels": [WIDTH, WIDTH]}}
+    vision["encoder_config"] = {"image_size": EDGE, "patch_size": 4 * PATCH}
     text = {"num_key_value_heads": HEADS, "n_shared_experts": 1}  # its eager attention does not repeat key heads
-    model = tiny(name, attention, text_config=text, vision_config={"sam_config": sam, "encoder_config": clip})
+    model = tiny(name, attention, text_config=text, vision_config=vision)
     note = (
         "all layers are reference_sliding_attention: a token sees the whole prompt and the last sliding_window tokens; "
         "generate() tells each cache layer the prompt's length beforehand, one mask serves all layers; "
         "its features hold a newline after each row of the grid and a separator at the end"
     )
-    return Case(model=model, image=square(SAM_EDGE * (SAM_EDGE + 1) + 1, SAM_SIZE), note=note)
+    return Case(model=model, image=square(4 * (4 + 1) + 1, EDGE), note=note)
 
 
 @family("step3p7")
@@ -93,7 +80,7 @@ def step3p7(name, attention):
 
 @family("molmo2")
 def molmo2(name, attention):
-    """A token is pooled from 2 x 2 patches; a column token ends each row, and these and the marks see all others, too."""
+    """A token is pooled from 2 x 2 patches; a column token ends each row; these and the marks see all others, too."""
     edge, column = SIZE // PATCH // 2, 125
     pooled = torch.arange(PATCHES).view(edge, 2, edge, 2).transpose(1, 2).reshape(POOLED, 4)
     text = {
