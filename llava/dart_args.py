@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 import dart
-from llava.cli_errors import UserError
+from dart.utils import UserError
 
 DEFAULT_LAYER, DEFAULT_PIVOTS = 2, 4
 DEFAULT_TOKENS, DEFAULT_NEXT_TOKENS = 128, 320

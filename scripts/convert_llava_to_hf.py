@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from llava.cli_errors import UserError, exits_cleanly
+from dart.utils import DTYPES, UserError, exits_cleanly
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_template
 from llava.model.anyres import parse_pinpoints
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--torch-dtype", default="float16", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--torch-dtype", default="float16", choices=DTYPES)
     args = parser.parse_args(argv)
     tokenizer, model, processor, _ = load_pretrained_model(args.model_path, device="cpu", torch_dtype=args.torch_dtype)
     if tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN) in (None, tokenizer.unk_token_id):

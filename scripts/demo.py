@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 import dart
+from dart.utils import UserError, exits_cleanly
 from dart.viz import draw_kept
-from llava.cli_errors import UserError, exits_cleanly
 from llava.eval import tasks
 from llava.eval.prompts import build_prompt
 from llava.mm_utils import expand2square, process_images, tokenizer_image_token

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval import circular, eval_science_qa, tasks
 from llava.eval.choices import LETTER_REQUEST, choice_of
 from llava.eval.tables import MAIN, read_tsv, write_xlsx

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from judge_server import StandIn, stand_in
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval import eval_gpt_review_bench, eval_mmvet, judge, score, summarize_gpt_review, tasks
 from llava.eval.answers import read_lines
 from llava.eval.judge import Judge, Judgements, fingerprint

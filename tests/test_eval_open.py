@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval import tasks
 from llava.eval.challenge import score_challenge
 from llava.eval.normalize import challenge_accuracy

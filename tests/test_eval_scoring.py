@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval import convert_answer_to_mme, eval_mme, eval_pope, eval_textvqa, tasks
 from llava.eval.normalize import normalize_answer, normalize_vqa, vqa_accuracy
 from llava.eval.tasks import mme, pope, textvqa

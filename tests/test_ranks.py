@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.loop import add_loop_arguments, load
 from llava.eval.loop import run as loop_run
 from llava.eval.model_vqa_loader import main

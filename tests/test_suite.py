@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval import suite, suite_table, tasks
 from llava.eval.suite import Setting, fingerprint, settings_of
 

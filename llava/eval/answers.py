@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dart.bench._report import write_json
-from llava.cli_errors import UserError
+from dart.utils import UserError, write_json
 from llava.files import read_json
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-from llava.cli_errors import UserError, exits_cleanly
+from dart.utils import UserError, exits_cleanly
 from llava.eval.answers import read_lines
 from llava.eval.tasks.mme import IMAGES, SUFFIX, read_truth, truth_of
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 import llava.eval.tasks.llavabench as bench
-from llava.cli_errors import exits_cleanly
+from dart.utils import exits_cleanly
 from llava.eval.answers import read_lines
 from llava.eval.judge import Judge
 from llava.files import read_json

@@ -9,8 +9,7 @@ import argparse
 from pathlib import Path
 
 import llava.eval.tasks.mmvet as bench
-from dart.bench._report import write_json
-from llava.cli_errors import exits_cleanly
+from dart.utils import exits_cleanly, write_json
 from llava.eval.judge import Judge
 from llava.eval.report import emit, parts_of
 from llava.files import read_json

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.answers import read_lines
 from llava.mm_utils import load_image
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.answers import read_lines
 
 OPENAI = "https://api.openai.com/v1"

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import GenerationConfig, TextStreamer
 
-from llava.cli_errors import UserError
+from dart.utils import DTYPES, UserError
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
 from llava.dart_args import add_dart_arguments, check_image_span, dart_config_from_args
@@ -65,7 +65,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, default_path: str | Non
     )
     parser.add_argument("--model-base")
     parser.add_argument("--device")
-    parser.add_argument("--torch-dtype", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--torch-dtype", choices=DTYPES)
     parser.add_argument("--conv-mode", default="vicuna_v1")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top_p", type=float)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from llava.cli_errors import exits_cleanly
+from dart.utils import exits_cleanly
 from llava.eval.loop import add_loop_arguments, run
 
 LONG_ANSWER = 1024

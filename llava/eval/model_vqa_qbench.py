@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.cli_errors import exits_cleanly
+from dart.utils import exits_cleanly
 from llava.eval.answers import read_lines
 from llava.eval.loop import add_loop_arguments, run
 from llava.eval.report import UPLOADS

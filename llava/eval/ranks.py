@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.answers import Key, check_settings, key_of, key_of_row, parse_line, settings_file, write_settings
 from llava.eval.examples import Example
 

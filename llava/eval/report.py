@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dart.bench._report import write_json
+from dart.utils import write_json
 from llava.eval.answers import read_lines
 from llava.eval.tasks.base import Task
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from llava.cli_errors import exits_cleanly
+from dart.utils import exits_cleanly
 from llava.dart_args import dart_config_from_args
 from llava.eval.loop import add_model_arguments, check_first_span, generate, load
 from llava.eval.prompts import build_prompt, collate, encode

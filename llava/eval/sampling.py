@@ -16,7 +16,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 
 TOP_K = 50  # transformers' default, which LLaVA's sampled answers rest on
 SEED_BYTES = 8

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import dart
-from dart.bench._report import provenance, write_json
-from llava.cli_errors import UserError, exits_cleanly, one_line
+from dart.utils import UserError, exits_cleanly, one_line, provenance, write_json
 from llava.eval import tasks
 from llava.eval.answers import read_lines
 from llava.eval.loop import Loaded, add_loop_arguments, load, run

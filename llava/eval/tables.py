@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 
 # What pandas.read_table takes for an empty cell, so that prompts equal LLaVA's.
 EMPTY = frozenset(

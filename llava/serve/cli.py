@@ -11,7 +11,7 @@ import sys
 from PIL import Image
 from transformers import TextStreamer
 
-from llava.cli_errors import exits_cleanly
+from dart.utils import exits_cleanly
 from llava.conversation import get_template
 from llava.dart_args import dart_config_from_args
 from llava.eval.loop import Loaded, add_model_arguments, generate, load

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from llava.cli_errors import UserError, one_line
+from dart.utils import UserError, one_line
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov")  # the ones that the stock models take for a video
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.cli_errors import exits_cleanly
+from dart.utils import exits_cleanly
 from llava.eval.suite import EMBEDDED_DATA, EMBEDDED_MODEL, ROOT, Suite, settings_of
 from scripts.results.render import RESULTS_FOLDER, render_all
 from scripts.tiny.easy_vqa import convert

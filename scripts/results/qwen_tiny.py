@@ -19,8 +19,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from dart.bench._report import provenance, write_json
-from llava.cli_errors import UserError, exits_cleanly
+from dart.utils import UserError, exits_cleanly, provenance, write_json
 from llava.eval.suite import fingerprint
 from llava.eval.suite_table import UNPRUNED
 from llava.files import read_json

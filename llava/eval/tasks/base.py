@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.examples import Example, check_pictures, read_question_file
 
 Answers = Sequence[Mapping[str, Any]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.normalize import normalize_answer
 from llava.eval.tasks.base import Answers, Split, Task, percent, register
 from llava.files import read_json

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.answers import read_lines
 from llava.eval.judge import Judge, Judgements, fingerprint, judging, verdict_of
 from llava.eval.tasks.base import Answers, Split, Task, by_question, register

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.choices import LETTER_REQUEST, LETTER_REQUEST_CN, ask
 from llava.eval.circular import OPTIONS, Row, has_rotations, score_answers
 from llava.eval.examples import Example

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.tasks.base import Answers, Split, Task, register
 
 QUESTIONS, IMAGES = "llava_mme.jsonl", "MME_Benchmark_release_version"

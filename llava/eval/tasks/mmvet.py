@@ -12,8 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dart.bench._report import write_json
-from llava.cli_errors import UserError
+from dart.utils import UserError, write_json
 from llava.eval.judge import Judge, Judgements, fingerprint, judging, verdict_of
 from llava.eval.tasks.base import Answers, Split, Task, percent, register
 from llava.files import read_json

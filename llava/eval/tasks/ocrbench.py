@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dart.bench._report import write_json
-from llava.cli_errors import UserError
+from dart.utils import UserError, write_json
 from llava.eval.examples import Example
 from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
 from llava.files import read_json

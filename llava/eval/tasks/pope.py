@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.answers import read_lines
 from llava.eval.tasks.base import Answers, Split, Task, register
 

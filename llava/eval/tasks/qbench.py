@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.answers import write_lines
 from llava.eval.choices import LETTERS, choice_of
 from llava.eval.examples import Example

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.choices import LETTER_REQUEST, LETTERS
 from llava.eval.examples import Example
 from llava.eval.tasks.base import Answers, Split, Task, percent, register

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import dart
-from llava.cli_errors import UserError
+from dart.utils import UserError, is_hub_name
 from lmms_eval_dart.arguments import split
 from lmms_eval_dart.one_line import ends_in_one_line
 from lmms_eval_dart.tally import Tally
@@ -81,9 +81,7 @@ def replaced(arguments: tuple, place: int, wrap: Callable[[Any], Any]) -> tuple:
 
 def check_checkpoint(path: Any) -> None:
     """Raises UserError for a folder that is not there. A name with one slash may be a hub name."""
-    if path is None or os.path.isdir(path):
-        return
-    if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
+    if path is not None and not os.path.isdir(path) and not is_hub_name(path):
         raise UserError(f"pretrained={path} does not exist: expected a checkpoint's folder or a hub name")
 
 

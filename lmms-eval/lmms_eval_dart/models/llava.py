@@ -12,7 +12,7 @@ from lmms_eval.utils import Collator
 from PIL import Image
 from tqdm import tqdm
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_template
 from llava.eval.prompts import Batch, collate, encode, user_turn
