@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 import dart
-from dart.bench import checkpoints, latency, scaling
-from dart.bench.engines import Engine
-from dart.bench.latency_report import limits_text, to_text
-from dart.bench.measure import ratio, rounds, summary
-from dart.bench.oracle import Oracle, kept_rows
-from dart.bench.phases import cache_bytes, run_once
-from dart.bench.plot import ticks
-from dart.bench.shapes import SHAPES, build, workload
+from benchmarks import checkpoints, latency, scaling
+from benchmarks.engines import Engine
+from benchmarks.latency_report import limits_text, to_text
+from benchmarks.measure import ratio, rounds, summary
+from benchmarks.oracle import Oracle, kept_rows
+from benchmarks.phases import cache_bytes, run_once
+from benchmarks.plot import ticks
+from benchmarks.shapes import SHAPES, build, workload
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]

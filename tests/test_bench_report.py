@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dart.bench import latency, scaling
+from benchmarks import latency, scaling
 from scripts.results import speed
 from scripts.results.render import RESULTS_FOLDER
 

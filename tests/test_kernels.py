@@ -23,8 +23,8 @@ from dart.masks import PADDING, gather_inputs
 from dart.selection import Left, plan_batch, select_rows
 
 pytest.importorskip("triton")
-from dart.bench import builds  # noqa: E402
-from dart.bench import kernels as bench  # noqa: E402
+from benchmarks import builds  # noqa: E402
+from benchmarks import kernels as bench  # noqa: E402
 from dart.kernels import launch  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

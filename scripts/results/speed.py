@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dart.bench.latency_report import HEADS, cells, groups
+from benchmarks.latency_report import HEADS, cells, groups
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

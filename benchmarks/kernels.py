@@ -20,10 +20,10 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
+from benchmarks._arguments import check_known, device_of, list_of, positive
+from benchmarks._report import provenance, publish, refuse
+from benchmarks.ceilings import copy_rate, seconds_of
 from dart import kernels
-from dart.bench._arguments import check_known, device_of, list_of, positive
-from dart.bench._report import provenance, publish, refuse
-from dart.bench.ceilings import copy_rate, seconds_of
 from dart.masks import gather_inputs
 from dart.selection import plan_batch, select_rows
 

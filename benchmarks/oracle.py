@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 import dart
-from dart.bench.shapes import Workload
+from benchmarks.shapes import Workload
 from dart.report import PruneReport
 from dart.static_cache import fit, is_static
 

@@ -13,8 +13,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers.cache_utils import Cache
 
-from dart.bench.engines import Engine, answer_positions
-from dart.bench.shapes import Workload
+from benchmarks.engines import Engine, answer_positions
+from benchmarks.shapes import Workload
 from dart.families import adapter_for
 
 MARKS = ("start", "decoder", "layer", "selected", "end")

@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from dart.bench.plot import Curve, line_chart
+from benchmarks.plot import Curve, line_chart
 
 MEGA = 1e6
 HEADS = (

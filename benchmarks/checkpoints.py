@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from dart.bench.shapes import COLOURS, SHAPES, Shape, Workload, workload
+from benchmarks.shapes import COLOURS, SHAPES, Shape, Workload, workload
 from dart.families.llava import ORIGINAL_TYPES
 
 PLACEHOLDERS = {"llava": "llava-1.5-7b", "qwen2_vl": "qwen2-vl-7b", "qwen2_5_vl": "qwen2.5-vl-7b"}

@@ -21,9 +21,9 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
+from benchmarks._arguments import check_known, list_of
+from benchmarks._report import provenance, publish, refuse
 from dart import kernels
-from dart.bench._arguments import check_known, list_of
-from dart.bench._report import provenance, publish, refuse
 from dart.selection import plan_batch
 
 CAPABILITY, WARP = 90, 32  # of an H100 or H200

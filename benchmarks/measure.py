@@ -11,11 +11,11 @@ from typing import Any
 from transformers.cache_utils import Cache
 
 import dart
-from dart.bench import flops
-from dart.bench.engines import Engine
-from dart.bench.oracle import Oracle, kept_rows
-from dart.bench.phases import cache_bytes, host_waits, peak_bytes, run_once
-from dart.bench.shapes import Workload
+from benchmarks import flops
+from benchmarks.engines import Engine
+from benchmarks.oracle import Oracle, kept_rows
+from benchmarks.phases import cache_bytes, host_waits, peak_bytes, run_once
+from benchmarks.shapes import Workload
 from dart.families import adapter_for
 from dart.report import PruneReport
 

@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 
-from dart.bench.shapes import Workload
+from benchmarks.shapes import Workload
 from dart.compiled import compile_step
 
 ENGINES = {

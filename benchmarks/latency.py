@@ -16,15 +16,15 @@ from typing import Any
 
 import torch
 
+from benchmarks import checkpoints, flops
+from benchmarks._arguments import budget, check_known, device_of, list_of, positive
+from benchmarks._report import provenance, publish, refuse
+from benchmarks.ceilings import copy_rate, matmul_rate
+from benchmarks.engines import ENGINES, Engine
+from benchmarks.latency_report import draw, limits_text, to_text
+from benchmarks.measure import Plan, measure, settings_for
+from benchmarks.shapes import SHAPES, Shape, Workload, build, workload
 from dart import strategies
-from dart.bench import checkpoints, flops
-from dart.bench._arguments import budget, check_known, device_of, list_of, positive
-from dart.bench._report import provenance, publish, refuse
-from dart.bench.ceilings import copy_rate, matmul_rate
-from dart.bench.engines import ENGINES, Engine
-from dart.bench.latency_report import draw, limits_text, to_text
-from dart.bench.measure import Plan, measure, settings_for
-from dart.bench.shapes import SHAPES, Shape, Workload, build, workload
 from dart.compiled import compile_layers
 
 DTYPES = ("float32", "float16", "bfloat16")

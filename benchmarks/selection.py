@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 import dart
-from dart.bench._report import provenance, publish
+from benchmarks._report import provenance, publish
 
 SHAPES = {"llava-7b": (620, 576), "next-7b": (2900, 2880)}
 START, WIDTH, HEADS, HEAD_DIM, KEEP = 15, 4096, 32, 128, 128

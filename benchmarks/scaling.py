@@ -18,11 +18,11 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
-from dart.bench._arguments import budget, device_of, list_of, positive
-from dart.bench._report import provenance, publish, refuse
-from dart.bench.ceilings import seconds_of
-from dart.bench.phases import peak_bytes
-from dart.bench.plot import Curve, line_chart
+from benchmarks._arguments import budget, device_of, list_of, positive
+from benchmarks._report import provenance, publish, refuse
+from benchmarks.ceilings import seconds_of
+from benchmarks.phases import peak_bytes
+from benchmarks.plot import Curve, line_chart
 from dart.selection import select_rows
 
 WIDTH, KV_HEADS, HEAD_DIM = 3584, 4, 128
