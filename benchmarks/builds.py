@@ -1,4 +1,4 @@
-"""Compiles the kernels for a Hopper GPU without having one: `python -m dart.bench.builds [--out FILE]`; JSON last line.
+"""Compiles the kernels for a Hopper GPU without having one: `python -m benchmarks.builds [--out FILE]`; JSON last line.
 
 Triton brings NVIDIA's assembler. The arguments are those of a LLaVA-NeXT-7B prefill, 2880 -> 324 tokens, recorded from
 launches with CPU tensors. Prints registers a thread, bytes that a thread spills, shared memory, barriers, and how many
@@ -12,7 +12,6 @@ import inspect
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from typing import Any
 
@@ -21,10 +20,11 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
-from benchmarks._arguments import check_known, list_of
-from benchmarks._report import provenance, publish, refuse
+from benchmarks.arguments import check_known, list_of
+from benchmarks.report import print_table, publish
 from dart import kernels
 from dart.selection import plan_batch
+from dart.utils import DTYPES, exits_cleanly, provenance
 
 CAPABILITY, WARP = 90, 32  # of an H100 or H200
 POINTERS = {
@@ -35,7 +35,6 @@ POINTERS = {
     torch.int64: "*i64",
     torch.uint8: "*u8",
 }
-DTYPES = ("bfloat16", "float16", "float32")
 OPTIONS = ("num_warps", "num_stages")
 ALIGNED = 16  # bytes, or elements: what Triton's launcher finds out by itself
 TOKENS, VISUAL, START, WIDTH, HEADS, HEAD, KEEP = 2950, 2880, 35, 4096, 32, 128, 320
@@ -123,27 +122,23 @@ def facts(built: Any) -> dict[str, int]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtypes", type=list_of(str), default=list(DTYPES))
     parser.add_argument("--out", help="such as docs/results/kernel-builds-hopper.json")
     args = parser.parse_args(argv)
-    try:
-        check_known("--dtypes", args.dtypes, DTYPES)
-        if os.environ.get(kernels.INTERPRETER) == "1" or not kernels.installed():
-            raise ValueError(f"this needs triton (pip install triton), and {kernels.INTERPRETER} unset")
-    except ValueError as error:
-        return refuse(error)
+    check_known("--dtypes", args.dtypes, DTYPES)
+    if os.environ.get(kernels.INTERPRETER) == "1" or not kernels.installed():
+        raise ValueError(f"this needs triton (pip install triton), and {kernels.INTERPRETER} unset")
     rows = []
     for dtype in args.dtypes:
         for launched in record(getattr(torch, dtype)):
             name = launched[0].fn.__name__.removesuffix("_kernel")
             rows.append({"kernel": name, "dtype": dtype, **facts(compiled(launched))})
-            print("".join(str(value).ljust(12) for value in rows[-1].values()).rstrip(), flush=True)
-    result = {**provenance(), "target": f"sm_{CAPABILITY}", "rows": rows}
-    publish(result, args.out)
-    return 0
+    print_table(rows)
+    publish({**provenance(), "target": f"sm_{CAPABILITY}", "rows": rows}, args.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,11 +1,7 @@
-"""A prompt for a real checkpoint: random pictures and words in the geometry that its config states.
-
-Original LLaVA checkpoints need the `llava` package, an application of `dart`; it is imported for them alone.
-"""
+"""A prompt for a real checkpoint: random images and words in the geometry that its config states."""
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -13,19 +9,19 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from benchmarks.shapes import COLOURS, SHAPES, Shape, Workload, workload
-from dart.families.llava import ORIGINAL_TYPES
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.model.builder import LANGUAGE_MODELS, load_pretrained_model
 
 PLACEHOLDERS = {"llava": "llava-1.5-7b", "qwen2_vl": "qwen2-vl-7b", "qwen2_5_vl": "qwen2.5-vl-7b"}
 
 
 def load(path: str, device: torch.device, dtype: torch.dtype, attention: str) -> Any:
     """transformers' checkpoints and original LLaVA ones. Raises ValueError for other families."""
-    builder = importlib.import_module("llava.model.builder")  # it registers LLaVA's model types
     kind = AutoConfig.from_pretrained(path).model_type
-    if kind in ORIGINAL_TYPES:
-        return builder.load_pretrained_model(path, device=device, torch_dtype=dtype, attn_implementation=attention)[1]
+    if kind in LANGUAGE_MODELS:
+        return load_pretrained_model(path, device=device, torch_dtype=dtype, attn_implementation=attention)[1]
     if kind not in PLACEHOLDERS:
-        known = ", ".join([*ORIGINAL_TYPES, *PLACEHOLDERS])
+        known = ", ".join([*LANGUAGE_MODELS, *PLACEHOLDERS])
         raise ValueError(f"{path} is a checkpoint of type {kind}; expected one of {known}")
     model: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     return model.to(device).eval()
@@ -33,7 +29,7 @@ def load(path: str, device: torch.device, dtype: torch.dtype, attention: str) ->
 
 def prompt(model: Any, batch: int, images: int | None) -> Workload:
     """A batch of prompts of `images` pictures (default: one) for a loaded checkpoint."""
-    if model.config.model_type in ORIGINAL_TYPES:
+    if model.config.model_type in LANGUAGE_MODELS:
         return _original(model, batch, images or 1)
     shape = SHAPES[PLACEHOLDERS[model.config.model_type]]
     words = model.config.get_text_config(decoder=True).vocab_size
@@ -42,7 +38,6 @@ def prompt(model: Any, batch: int, images: int | None) -> Workload:
 
 
 def _original(model: Any, batch: int, images: int) -> Workload:
-    placeholder = importlib.import_module("llava.constants").IMAGE_TOKEN_INDEX
     shape: Shape = SHAPES["llava-1.5-7b"]
     generator = torch.Generator().manual_seed(0)
     side = model.get_vision_tower().tower.config.image_size
@@ -51,7 +46,7 @@ def _original(model: Any, batch: int, images: int) -> Workload:
         3, model.config.vocab_size, (batch, shape.text_before + shape.text_after), generator=generator
     )
     before, after = words.split([shape.text_before, shape.text_after], 1)
-    ids = torch.cat([before, torch.full((batch, images), placeholder), after], 1).to(model.device)
+    ids = torch.cat([before, torch.full((batch, images), IMAGE_TOKEN_INDEX), after], 1).to(model.device)
     with torch.inference_mode():
         merged = model.merge(ids, pixels, None, None, None)
     visual = int((merged.visual_span_ids[0] > 0).sum())

@@ -1,4 +1,4 @@
-"""The selection's kernels on a GPU beside torch's operations: `python -m dart.bench.kernels`; JSON last line.
+"""The selection's kernels on a GPU beside torch's operations: `python -m benchmarks.kernels`; JSON last line.
 
 Microseconds of one selection, final norm and gathering included: replayed as a CUDA graph (what the GPU takes), called
 from Python (what a prefill sees when the GPU waits for the host), with torch's operations, and the floor: bytes that
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,16 +19,16 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
-from benchmarks._arguments import check_known, device_of, list_of, positive
-from benchmarks._report import provenance, publish, refuse
+from benchmarks.arguments import check_known, device_of, list_of, positive
 from benchmarks.ceilings import copy_rate, seconds_of
+from benchmarks.report import print_table, publish
 from dart import kernels
 from dart.masks import gather_inputs
 from dart.selection import plan_batch, select_rows
+from dart.utils import DTYPES, exits_cleanly, provenance
 
 TEXT = 35  # tokens before the picture, and behind it
 SETS = 4  # of inputs; together larger than a GPU's cache
-DTYPES = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,8 @@ def measure(name: str, batch: int, device: torch.device, dtype: str, repeats: in
     return row
 
 
-def main(argv: list[str] | None = None) -> int:
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", type=list_of(str), default=["llava-1.5-7b", "llava-next-7b", "qwen2.5-vl-7b"])
     parser.add_argument("--batch-sizes", type=list_of(positive), default=[1, 8])
@@ -148,27 +148,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--repeats", type=positive, default=31)
     parser.add_argument("--out")
     args = parser.parse_args(argv)
-    try:
-        check_known("--shapes", args.shapes, SHAPES)
-        check_known("--dtypes", args.dtypes, DTYPES)
-        device = device_of(args.device)
-        with _mode("triton"):
-            kernels.active(device)
-        rate = copy_rate(device)
-        rows = [
-            measure(name, batch, device, dtype, args.repeats, rate)
-            for dtype in args.dtypes
-            for name in args.shapes
-            for batch in args.batch_sizes
-        ]
-    except ValueError as error:
-        return refuse(error)
-    for values in [list(rows[0]), *(list(row.values()) for row in rows)]:
-        print("".join(str(value).ljust(15) for value in values).rstrip())
-    result = {**provenance(), "copy_gb_s": round(rate / 1e9, 1), "rows": rows}
-    publish(result, args.out)
-    return 0
+    check_known("--shapes", args.shapes, SHAPES)
+    check_known("--dtypes", args.dtypes, DTYPES)
+    device = device_of(args.device)
+    with _mode("triton"):
+        kernels.active(device)
+    rate = copy_rate(device)
+    rows = [
+        measure(name, batch, device, dtype, args.repeats, rate)
+        for dtype in args.dtypes
+        for name in args.shapes
+        for batch in args.batch_sizes
+    ]
+    print_table(rows)
+    publish({**provenance(), "copy_gb_s": round(rate / 1e9, 1), "rows": rows}, args.out)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

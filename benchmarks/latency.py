@@ -1,4 +1,4 @@
-"""Where the time of an answer goes, with and without pruning: `python -m dart.bench.latency --model llava-next-7b`.
+"""Where the time of an answer goes, with and without pruning: `python -m benchmarks.latency --model llava-next-7b`.
 
 Models by shape with random weights, or a checkpoint. Every round runs all settings of a prompt in turns; medians and
 interquartile ranges. Beside them the ceilings: the share of operations that is left, and an oracle that is given the
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,18 @@ from typing import Any
 import torch
 
 from benchmarks import checkpoints, flops
-from benchmarks._arguments import budget, check_known, device_of, list_of, positive
-from benchmarks._report import provenance, publish, refuse
+from benchmarks.arguments import budget, check_known, device_of, list_of, positive
 from benchmarks.ceilings import copy_rate, matmul_rate
 from benchmarks.engines import ENGINES, Engine
 from benchmarks.latency_report import draw, limits_text, to_text
 from benchmarks.measure import Plan, measure, settings_for
+from benchmarks.plot import check_chart
+from benchmarks.report import publish
 from benchmarks.shapes import SHAPES, Shape, Workload, build, workload
 from dart import strategies
 from dart.compiled import compile_layers
+from dart.utils import DTYPES, exits_cleanly, provenance
 
-DTYPES = ("float32", "float16", "bfloat16")
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
@@ -72,8 +72,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(
             f"--compile-layers goes with --engine eager, got {args.engine}: a static cache starts uncompiled"
         )
-    if args.plot and not args.plot.endswith(".png"):
-        raise ValueError(f"--plot must name a .png file, got {args.plot}")
+    check_chart(args.plot)
 
 
 def _shape(args: argparse.Namespace) -> Shape | None:
@@ -145,18 +144,15 @@ def _model(args: argparse.Namespace, shape: Shape | None, dtype: str, attention:
     return build(shape, args.device, kind, attention)
 
 
-def main(argv: list[str] | None = None) -> int:
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
     args = parser_().parse_args(argv)
-    try:
-        result = run(args)
-        print(limits_text(result))
-        if args.plot:
-            draw(Path(args.plot), result)
-    except (ValueError, OSError, ImportError, torch.OutOfMemoryError) as error:
-        return refuse(error)
+    result = run(args)
+    print(limits_text(result))
+    if args.plot:
+        draw(Path(args.plot), result)
     publish(result, args.out)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,12 +17,12 @@ from benchmarks.phases import cache_bytes, host_waits, peak_bytes, run_once
 from benchmarks.shapes import Workload
 from dart.families import adapter_for
 from dart.report import PruneReport
+from dart.utils import Sample, in_turns
 
 UNPRUNED, ORACLE = "unpruned", "oracle"
 TIMES = ("vision", "before", "selection", "after", "prefill", "ttft", "decode", "total")
 RATIOS = ("prefill", "ttft", "total")
 QUARTILES = 4
-Sample = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -93,23 +92,6 @@ def settings_for(strategies: list[str], keeps: list[int | float], layer: int) ->
     return settings
 
 
-def rounds(runs: list[Callable[[], Sample]], repeats: int, warm_up: int) -> list[list[Sample]]:
-    """[run][round] what each of `runs` returned in each of `repeats` rounds; the first `warm_up` ones are not kept.
-
-    Each run is called once a round, in this order and in the opposite one by turns: what drifts (heat, other
-    processes) meets all of them alike.
-    """
-    samples: list[list[Sample]] = [[] for _ in runs]
-    order = list(range(len(runs)))
-    for number in range(warm_up + repeats):
-        gc.collect()
-        for k in order if number % 2 == 0 else reversed(order):
-            sample = runs[k]()
-            if number >= warm_up:
-                samples[k].append(sample)
-    return samples
-
-
 def summary(values: list[float], digits: int) -> dict[str, float]:
     """Median and interquartile range."""
     quarters = statistics.quantiles(values, n=QUARTILES, method="inclusive") if len(values) > 1 else [values[0]] * 3
@@ -124,7 +106,7 @@ def ratio(base: list[Sample], other: list[Sample], phase: str) -> dict[str, floa
 def measure(work: Workload, settings: list[Setting], plan: Plan) -> list[dict[str, Any]]:
     """One row for each setting, the first of which is the base of the speed-ups."""
     prepared = [Prepared.of(setting, work) for setting in settings]
-    samples = rounds([each.timed(plan) for each in prepared], plan.repeats, plan.warm_up)
+    samples = in_turns([each.timed(plan) for each in prepared], plan.repeats, plan.warm_up)
     decoder = flops.Decoder.of(work.model.config.get_text_config(decoder=True))
     rows = []
     for each, own in zip(prepared, samples, strict=True):

@@ -1,4 +1,4 @@
-"""Selection over up to 100,000 visual tokens (videos, many pictures): `python -m dart.bench.scaling`.
+"""Selection over up to 100,000 visual tokens (videos, many pictures): `python -m benchmarks.scaling`.
 
 Time and peak memory of what the pruner does in front of layer K (the final norm, and the selection) at the width of
 Qwen2.5-VL-7B, in one pool and in spans of 1,024 tokens; a straight line is fitted to the times. JSON last line.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
-from benchmarks._arguments import budget, device_of, list_of, positive
-from benchmarks._report import provenance, publish, refuse
+from benchmarks.arguments import budget, device_of, list_of, positive
 from benchmarks.ceilings import seconds_of
 from benchmarks.phases import peak_bytes
-from benchmarks.plot import Curve, line_chart
+from benchmarks.plot import Curve, check_chart, line_chart
+from benchmarks.report import publish
 from dart.selection import select_rows
+from dart.utils import DTYPES, exits_cleanly, provenance
 
 WIDTH, KV_HEADS, HEAD_DIM = 3584, 4, 128
 TEXT, SPAN = 35, 1024
@@ -80,7 +80,7 @@ def parser_() -> argparse.ArgumentParser:
         "--tokens", type=list_of(positive), default=list(TOKENS), help="two numbers or more, with commas"
     )
     parser.add_argument("--keep", type=budget, default=0.111, help="the share to keep")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="bfloat16")
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--device", help="default: CUDA where there is one")
     parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--out")
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(set(tokens)) < 2 or min(tokens) < SPAN // 8:
         raise ValueError(f"--tokens needs two or more different numbers from {SPAN // 8} on, got {tokens}")
     one = partial(measure, keep=args.keep, device=device, dtype=getattr(torch, args.dtype), repeats=args.repeats)
+    check_chart(args.plot)
     rows = []
     for scope in SCOPES:
         for visual in tokens:
@@ -104,21 +105,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {**provenance(), "shape": shape, "rows": rows, "lines": lines}
 
 
-def main(argv: list[str] | None = None) -> int:
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
     args = parser_().parse_args(argv)
-    try:
-        result = run(args)
-        if args.plot:
-            curves = [
-                Curve(name, [(row["visual"], row["ms"]) for row in result["rows"] if row["scope"] == scope])
-                for scope, name in SCOPES.items()
-            ]
-            line_chart(Path(args.plot), "selection, Qwen2.5-VL-7B width", "visual tokens", "milliseconds", curves)
-    except (ValueError, OSError, RuntimeError) as error:
-        return refuse(error)
+    result = run(args)
+    if args.plot:
+        curves = [
+            Curve(name, [(row["visual"], row["ms"]) for row in result["rows"] if row["scope"] == scope])
+            for scope, name in SCOPES.items()
+        ]
+        line_chart(Path(args.plot), "selection, Qwen2.5-VL-7B width", "visual tokens", "milliseconds", curves)
     publish(result, args.out)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,21 +1,21 @@
-"""Time of `dart.select` beside a naive loop: `python -m dart.bench.selection [--out FILE]`; JSON last line."""
+"""Time of `dart.select` beside a naive loop: `python -m benchmarks.selection [--out FILE]`; JSON last line."""
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 
 import dart
-from benchmarks._report import provenance, publish
+from benchmarks.arguments import check_known, list_of, positive
+from benchmarks.ceilings import seconds_of
+from benchmarks.report import print_table, publish
+from dart.utils import DTYPES, exits_cleanly, provenance
 
 SHAPES = {"llava-7b": (620, 576), "next-7b": (2900, 2880)}
 START, WIDTH, HEADS, HEAD_DIM, KEEP = 15, 4096, 32, 128, 128
-WARM_UP = 2
+CPU = torch.device("cpu")
 
 
 def naive(hidden: torch.Tensor, keys: torch.Tensor, visual: list[int], text: list[int], take: int) -> list[int]:
@@ -32,20 +32,10 @@ def naive(hidden: torch.Tensor, keys: torch.Tensor, visual: list[int], text: lis
     return sorted(kept)
 
 
-def median_ms(function: Callable[[], object], repeats: int) -> float:
-    times = []
-    for k in range(WARM_UP + repeats):
-        began = time.perf_counter()
-        function()
-        if k >= WARM_UP:
-            times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times)
-
-
 def copy_bandwidth(repeats: int) -> float:
-    """Bytes a second of reading one large float32 tensor (the floor's unit)."""
+    """Bytes per second of reading one large float32 tensor (the floor's unit)."""
     tensor = torch.ones(2900 * WIDTH)
-    return tensor.numel() * tensor.element_size() / (median_ms(tensor.sum, repeats) / 1000)
+    return tensor.numel() * tensor.element_size() / seconds_of(tensor.sum, CPU, repeats)
 
 
 def measure(shape: str, dtype: torch.dtype, repeats: int, bandwidth: float) -> dict[str, object]:
@@ -58,34 +48,32 @@ def measure(shape: str, dtype: torch.dtype, repeats: int, bandwidth: float) -> d
     row: dict[str, object] = {"shape": shape, "dtype": str(dtype).removeprefix("torch.")}
     for order in ("norm", "original"):
         config = dart.DartConfig(keep=KEEP, pivot_order=order)
-        row[f"{order}_ms"] = round(median_ms(partial(dart.select, hidden, keys, mask, config), repeats), 3)
+        row[f"{order}_ms"] = round(1000 * seconds_of(partial(dart.select, hidden, keys, mask, config), CPU, repeats), 3)
     positions = list(range(START, START + visual))
     text = list(range(START + visual, tokens))
     take = KEEP // 8
-    row["naive_ms"] = round(median_ms(lambda: naive(hidden, keys, positions, text, take), max(3, repeats // 3)), 3)
+    loop = partial(naive, hidden, keys, positions, text, take)
+    row["naive_ms"] = round(1000 * seconds_of(loop, CPU, max(3, repeats // 3)), 3)
     row["floor_ms"] = round(1000 * 2 * hidden.numel() * hidden.element_size() / bandwidth, 3)
     row["times_faster"] = round(float(str(row["naive_ms"])) / float(str(row["norm_ms"])), 1)
     return row
 
 
-def main() -> None:
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--shapes", default=",".join(SHAPES))
-    parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--shapes", type=list_of(str), default=list(SHAPES))
+    parser.add_argument("--dtypes", type=list_of(str), default=["float32", "bfloat16"])
+    parser.add_argument("--repeats", type=positive, default=15)
     parser.add_argument("--out")
-    args = parser.parse_args()
-    for name in args.shapes.split(","):
-        if name not in SHAPES:
-            parser.error(f"unknown shape {name!r}; known: {', '.join(SHAPES)}")
+    args = parser.parse_args(argv)
+    check_known("--shapes", args.shapes, SHAPES)
+    check_known("--dtypes", args.dtypes, DTYPES)
     bandwidth = copy_bandwidth(args.repeats)
-    dtypes = [getattr(torch, name) for name in args.dtypes.split(",")]
-    rows = [measure(shape, dtype, args.repeats, bandwidth) for shape in args.shapes.split(",") for dtype in dtypes]
-    table: list[list[object]] = [list(rows[0]), *(list(row.values()) for row in rows)]
-    for values in table:
-        print("".join(str(value).ljust(15) for value in values).rstrip())
-    result = {**provenance(), "read_bandwidth_gb_s": round(bandwidth / 1e9, 1), "rows": rows}
-    publish(result, args.out)
+    dtypes = [getattr(torch, name) for name in args.dtypes]
+    rows = [measure(shape, dtype, args.repeats, bandwidth) for shape in args.shapes for dtype in dtypes]
+    print_table(rows)
+    publish({**provenance(), "read_bandwidth_gb_s": round(bandwidth / 1e9, 1), "rows": rows}, args.out)
 
 
 if __name__ == "__main__":

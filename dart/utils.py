@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import importlib
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from importlib import metadata, util
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Sample = dict[str, float]
 USAGE_ERROR = 2
 INTERRUPTED = 130
 DTYPES = ("float32", "float16", "bfloat16")
@@ -159,3 +161,20 @@ def _module() -> str:
     """The module that was started with `python -m`, else the script's name."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec is not None else Path(sys.argv[0]).name
+
+
+def in_turns(runs: Sequence[Callable[[], Sample]], repeats: int, warm_up: int) -> list[list[Sample]]:
+    """[run][round] what each of `runs` returned in each of `repeats` rounds; the first `warm_up` ones are not kept.
+
+    Each run is called once per round, in this order and in the opposite one by turns: what drifts (heat, other
+    processes) meets all of them alike.
+    """
+    samples: list[list[Sample]] = [[] for _ in runs]
+    order = list(range(len(runs)))
+    for number in range(warm_up + repeats):
+        gc.collect()
+        for k in order if number % 2 == 0 else reversed(order):
+            sample = runs[k]()
+            if number >= warm_up:
+                samples[k].append(sample)
+    return samples
