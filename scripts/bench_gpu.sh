@@ -24,5 +24,5 @@ latency llava-1.5-7b --keep 192,128,64
 latency qwen2.5-vl-7b --keep 0.111
 "$PYTHON" -m benchmarks.scaling --out "$RESULTS/selection-scaling-gpu.json"
 if [[ $RESULTS == docs/results ]]; then
-    "$PYTHON" -m scripts.results.render
+    "$PYTHON" -m dev.results.render
 fi

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from benchmarks import latency, scaling
-from scripts.results import speed
-from scripts.results.render import RESULTS_FOLDER
+from dev.results import speed
+from dev.results.render import RESULTS_FOLDER
 
 PAGE = "performance.md"
 MARKERS = "".join(f"<!-- results:{part} -->\nSTALE\n<!-- /results:{part} -->\n" for part in speed.PAGES[PAGE])

@@ -24,11 +24,11 @@ from lmms_eval_dart.visuals import checked_messages
 from PIL import Image
 
 from dart import DartConfig
+from dev.tiny import mini_several
+from dev.tiny.mini import SEED
+from dev.tiny.several import FRAMES
 from llava.eval import loop
 from llava.eval.examples import Example
-from scripts.tiny import mini_several
-from scripts.tiny.mini import SEED
-from scripts.tiny.several import FRAMES
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS, MINI = ROOT / "playground" / "models", ROOT / "playground" / "data" / "mini"

@@ -9,8 +9,8 @@ import pytest
 import torch
 from lmms_eval_dart.tally import Tally
 
-from scripts.results import qwen_tiny
-from scripts.results.qwen_table import SCORES, qwen_table
+from dev.results import qwen_tiny
+from dev.results.qwen_table import SCORES, qwen_table
 
 
 def tally(*reports: tuple[list[int], list[int], list[float]]) -> Tally:

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from dev.results import render
 from llava.eval import tasks
-from scripts.results import render
 
 ROOT = Path(__file__).resolve().parents[1]
 MEBIBYTE = 2**20

@@ -1,4 +1,4 @@
-"""easy-VQA (the PyPI package of that name), converted by `python -m scripts.tiny.easy_vqa`: exact match."""
+"""easy-VQA (the PyPI package of that name), converted by `python -m dev.tiny.easy_vqa`: exact match."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ QUESTIONS, IMAGES, ANSWERS = "llava_easy_vqa_test.jsonl", "images", "answers.jso
 @register("easy_vqa")
 class EasyVqa(Task):
     folder = "easy_vqa"
-    source = "pip install easy-vqa, then python -m scripts.tiny.easy_vqa"
+    source = "pip install easy-vqa, then python -m dev.tiny.easy_vqa"
     splits = {"test": Split({QUESTIONS: "questions", IMAGES: "pictures", ANSWERS: "answers"}, QUESTIONS, IMAGES)}
     max_new_tokens = 16
 
