@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from dart.utils import exits_cleanly
-from llava.eval.answers import read_lines
+from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.mmbench import read_rows, write_submission
 
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from dart.utils import exits_cleanly, write_json
-from llava.eval.answers import read_lines
+from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.vizwiz import submission
 
 

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 
 from dart.utils import exits_cleanly, write_json
-from llava.eval.answers import read_lines
+from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.vqav2 import TEST, submission
 
 

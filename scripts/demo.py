@@ -24,7 +24,7 @@ import dart
 from dart.utils import Sample, UserError, exits_cleanly, in_turns
 from dart.viz import draw_kept
 from llava.eval import tasks
-from llava.eval.prompts import build_prompt
+from llava.eval.engine.prompts import build_prompt
 from llava.mm_utils import expand2square, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 

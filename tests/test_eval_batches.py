@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from llava.eval import loop, suite, tasks
+from llava.eval import suite, tasks
+from llava.eval.engine import loop
 
 STEP = 3  # every third question of TextVQA-mini
 BATCH = 8

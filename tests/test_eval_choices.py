@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from dart.utils import UserError
-from llava.eval import circular, eval_science_qa, tasks
-from llava.eval.choices import LETTER_REQUEST, choice_of
-from llava.eval.tables import MAIN, read_tsv, write_xlsx
+from llava.eval import eval_science_qa, tasks
+from llava.eval.engine import circular
+from llava.eval.engine.choices import LETTER_REQUEST, choice_of
+from llava.eval.engine.tables import MAIN, read_tsv, write_xlsx
 from llava.eval.tasks import mmbench, seed, sqa
 
 OPTIONS = {"A": "red", "B": "dark blue", "C": "green"}

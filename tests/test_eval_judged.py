@@ -12,9 +12,10 @@ import pytest
 from judge_server import StandIn, stand_in
 
 from dart.utils import UserError
-from llava.eval import eval_gpt_review_bench, eval_mmvet, judge, score, summarize_gpt_review, tasks
-from llava.eval.answers import read_lines
-from llava.eval.judge import Judge, Judgements, fingerprint
+from llava.eval import eval_gpt_review_bench, eval_mmvet, score, summarize_gpt_review, tasks
+from llava.eval.engine import judge
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.judge import Judge, Judgements, fingerprint
 from llava.eval.tasks import llavabench, mmvet
 
 ROOT = Path(__file__).resolve().parents[1]

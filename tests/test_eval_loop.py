@@ -15,11 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval import loop
-from llava.eval.answers import AnswersFile
-from llava.eval.examples import Example
-from llava.eval.loop import add_loop_arguments, batches_of
-from llava.eval.sampling import GumbelNoise, seed_of
+from llava.eval.engine import loop
+from llava.eval.engine.answers import AnswersFile
+from llava.eval.engine.examples import Example
+from llava.eval.engine.loop import add_loop_arguments, batches_of
+from llava.eval.engine.sampling import GumbelNoise, seed_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "tests/golden/ckpt/llava-v1.5-tiny"

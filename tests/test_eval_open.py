@@ -11,8 +11,8 @@ import pytest
 
 from dart.utils import UserError
 from llava.eval import tasks
-from llava.eval.challenge import score_challenge
-from llava.eval.normalize import challenge_accuracy
+from llava.eval.engine.challenge import score_challenge
+from llava.eval.engine.normalize import challenge_accuracy
 from llava.eval.tasks import gqa, vizwiz, vqav2
 
 MINI = Path(__file__).resolve().parents[1] / "playground" / "data" / "mini"

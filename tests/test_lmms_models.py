@@ -27,8 +27,8 @@ from dart import DartConfig
 from dev.tiny import mini_several
 from dev.tiny.mini import SEED
 from dev.tiny.several import FRAMES
-from llava.eval import loop
-from llava.eval.examples import Example
+from llava.eval.engine import loop
+from llava.eval.engine.examples import Example
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS, MINI = ROOT / "playground" / "models", ROOT / "playground" / "data" / "mini"

@@ -11,10 +11,10 @@ import psutil
 import pytest
 
 from dart.utils import UserError
-from llava.eval.loop import add_loop_arguments, load
-from llava.eval.loop import run as loop_run
+from llava.eval.engine.loop import add_loop_arguments, load
+from llava.eval.engine.loop import run as loop_run
+from llava.eval.engine.ranks import Ranks, parts_of
 from llava.eval.model_vqa_loader import main
-from llava.eval.ranks import Ranks, parts_of
 from tests.test_eval_loop import (  # noqa: F401  (data and whole are fixtures)
     QUESTIONS,
     ROOT,

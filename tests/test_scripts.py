@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llava.eval import run, tasks
-from llava.eval.examples import Example
-from llava.eval.loop import answer_row
+from llava.eval.engine.examples import Example
+from llava.eval.engine.loop import answer_row
 from llava.eval.tasks import mmbench
 from llava.files import read_json
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dart.utils import UserError
-from llava.eval import suite, suite_table, tasks
+from llava.eval import suite, tasks
+from llava.eval.engine import suite_table
 from llava.eval.suite import Setting, fingerprint, settings_of
 
 MINI = suite.EMBEDDED_DATA

@@ -7,7 +7,7 @@ import statistics
 from itertools import groupby
 from typing import Any
 
-from llava.eval.suite_table import NOT_RUN, SEED, UNPRUNED, relative_average
+from llava.eval.engine.suite_table import NOT_RUN, SEED, UNPRUNED, relative_average
 
 # task -> (heading, the metric that is its score, factor to the usual scale)
 SCORES = {

@@ -22,8 +22,8 @@ from typing import Any
 from dart.utils import UserError, exits_cleanly, provenance, write_json
 from dev.results.qwen_table import SCORES
 from dev.results.render import RESULTS_FOLDER, ROOT, render_all
+from llava.eval.engine.suite_table import UNPRUNED
 from llava.eval.suite import fingerprint
-from llava.eval.suite_table import UNPRUNED
 from llava.files import read_json
 
 RESULTS, WORK = RESULTS_FOLDER / "qwen-tiny.json", ROOT / "outputs" / "results" / "qwen-tiny"

@@ -9,7 +9,7 @@ from typing import Any
 
 from dev.results import speed
 from dev.results.qwen_table import qwen_table
-from llava.eval.suite_table import BLIND, TITLES, UNPRUNED, to_markdown
+from llava.eval.engine.suite_table import BLIND, TITLES, UNPRUNED, to_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS_FOLDER = ROOT / "docs" / "results"

@@ -9,7 +9,7 @@ from dev.tiny.mini import write_lines
 from dev.tiny.mini_common import OPEN, command, encoded, scenes, write_bytes
 from dev.tiny.questions import COUNT_WORDS
 from dev.tiny.world import Scene, Thing
-from llava.eval.answers import answer_id
+from llava.eval.engine.answers import answer_id
 
 PICTURES = 6
 REFERENCE = "written from the scene's description"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from dev.tiny.mini_common import OPEN, Choice, command, encoded, scenes, with_options
 from dev.tiny.questions import COUNT_WORDS
-from llava.eval.choices import LETTERS
-from llava.eval.circular import ROTATION
+from llava.eval.engine.choices import LETTERS
+from llava.eval.engine.circular import ROTATION
 
 QUESTIONS = 12
 FIRST_INDEX = 101

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dev.tiny.mini import write_lines
 from dev.tiny.mini_common import OPEN, OPTIONS, command, encoded, scenes, with_options, write_bytes
-from llava.eval.choices import LETTER_REQUEST, LETTERS
-from llava.eval.choices import ask as lettered
+from llava.eval.engine.choices import LETTER_REQUEST, LETTERS
+from llava.eval.engine.choices import ask as lettered
 
 PICTURES = 12
 FIRST_QUESTION = 700001

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dev.tiny.mini_common import OPEN, Choice, command, encoded, scenes, with_options, write_bytes
 from dev.tiny.world import COLORS, SHAPES
-from llava.eval.choices import LETTERS
-from llava.eval.choices import ask as lettered
+from llava.eval.engine.choices import LETTERS
+from llava.eval.engine.choices import ask as lettered
 
 PICTURES, TEXTS = 24, 8
 KINDS = ("color", "shape", "side", "number")

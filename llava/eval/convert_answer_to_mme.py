@@ -11,7 +11,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from dart.utils import UserError, exits_cleanly
-from llava.eval.answers import read_lines
+from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.mme import IMAGES, SUFFIX, read_truth, truth_of
 
 

@@ -1,6 +1,6 @@
 """Grade MM-Vet's submission file: `python -m llava.eval.eval_mmvet --mmvet_path FOLDER --result_file FILE`.
 
-The judge: any OpenAI-compatible endpoint, see llava/eval/judge.py. Grades that are there already are not asked again.
+The judge: any OpenAI-compatible endpoint, see llava/eval/engine/judge.py. Grades that are there already are not asked again.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import llava.eval.tasks.mmvet as bench
 from dart.utils import exits_cleanly, write_json
-from llava.eval.judge import Judge
-from llava.eval.report import emit, parts_of
+from llava.eval.engine.judge import Judge
+from llava.eval.engine.report import emit, parts_of
 from llava.files import read_json
 
 

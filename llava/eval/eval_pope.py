@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from dart.utils import exits_cleanly
-from llava.eval.answers import read_lines
-from llava.eval.report import emit
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.report import emit
 from llava.eval.tasks.pope import score_answers
 
 

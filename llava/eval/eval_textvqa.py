@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from dart.utils import UserError, exits_cleanly
-from llava.eval.answers import read_lines
-from llava.eval.report import emit
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.report import emit
 from llava.eval.tasks.textvqa import score_answers
 from llava.files import read_json
 

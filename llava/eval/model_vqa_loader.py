@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from dart.utils import exits_cleanly
-from llava.eval.loop import add_loop_arguments, run
+from llava.eval.engine.loop import add_loop_arguments, run
 
 
 @exits_cleanly

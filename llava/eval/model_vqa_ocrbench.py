@@ -10,9 +10,9 @@ import argparse
 from pathlib import Path
 
 from dart.utils import exits_cleanly, write_json
-from llava.eval.answers import read_lines
-from llava.eval.loop import add_loop_arguments, run
-from llava.eval.report import emit, parts_of
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.loop import add_loop_arguments, run
+from llava.eval.engine.report import emit, parts_of
 from llava.eval.tasks.ocrbench import figures_of, judged, read_entries, read_questions
 
 

@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 from dart.utils import exits_cleanly
-from llava.eval.answers import read_lines
-from llava.eval.loop import add_loop_arguments, run
-from llava.eval.report import UPLOADS
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.loop import add_loop_arguments, run
+from llava.eval.engine.report import UPLOADS
 from llava.eval.tasks.qbench import REQUESTS, QBenchBase, read_entries, read_questions, write_submission
 
 

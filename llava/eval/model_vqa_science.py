@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from dart.utils import exits_cleanly
-from llava.eval.loop import add_loop_arguments, run
+from llava.eval.engine.loop import add_loop_arguments, run
 from llava.eval.model_vqa import LONG_ANSWER
 from llava.eval.tasks.sqa import read_questions
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dart.utils import exits_cleanly
 from llava.eval import tasks
-from llava.eval.loop import add_loop_arguments, run
-from llava.eval.report import finish
+from llava.eval.engine.loop import add_loop_arguments, run
+from llava.eval.engine.report import finish
 
 
 @exits_cleanly

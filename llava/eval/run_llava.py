@@ -8,9 +8,9 @@ from pathlib import Path
 
 from dart.utils import exits_cleanly
 from llava.dart_args import dart_config_from_args
-from llava.eval.loop import add_model_arguments, check_first_span, generate, load
-from llava.eval.prompts import build_prompt, collate, encode
-from llava.eval.sampling import check_decoding
+from llava.eval.engine.loop import add_model_arguments, check_first_span, generate, load
+from llava.eval.engine.prompts import build_prompt, collate, encode
+from llava.eval.engine.sampling import check_decoding
 from llava.mm_utils import load_image
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "playground" / "models" / "llava-tiny"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dart.utils import exits_cleanly
 from llava.eval import tasks
-from llava.eval.report import finish
+from llava.eval.engine.report import finish
 
 
 @exits_cleanly

@@ -18,10 +18,10 @@ from typing import Any
 import dart
 from dart.utils import UserError, exits_cleanly, one_line, provenance, write_json
 from llava.eval import tasks
-from llava.eval.answers import read_lines
-from llava.eval.loop import Loaded, add_loop_arguments, load, run
-from llava.eval.ranks import Ranks
-from llava.eval.suite_table import BLIND, UNPRUNED, to_html, to_markdown
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.loop import Loaded, add_loop_arguments, load, run
+from llava.eval.engine.ranks import Ranks
+from llava.eval.engine.suite_table import BLIND, UNPRUNED, to_html, to_markdown
 from llava.files import read_json
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from dart.utils import UserError, exits_cleanly
-from llava.eval.answers import read_lines
+from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.llavabench import summary_of
 
 PREFIXES = ("gpt4_text", "reviews_", "review_")

@@ -14,10 +14,10 @@ from transformers import TextStreamer
 from dart.utils import exits_cleanly
 from llava.conversation import get_template
 from llava.dart_args import dart_config_from_args
-from llava.eval.loop import Loaded, add_model_arguments, generate, load
-from llava.eval.prompts import collate, encode, user_turn
+from llava.eval.engine.loop import Loaded, add_model_arguments, generate, load
+from llava.eval.engine.prompts import collate, encode, user_turn
+from llava.eval.engine.sampling import check_decoding
 from llava.eval.run_llava import EMBEDDED
-from llava.eval.sampling import check_decoding
 from llava.mm_utils import load_image
 
 DEFAULT_NEW_TOKENS = 512

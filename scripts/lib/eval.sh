@@ -70,7 +70,7 @@ run_benchmark() {
     fi
 }
 
-# run_together COUNT COMMAND...: the processes share the questions, and the one that finishes last scores (llava/eval/ranks.py).
+# run_together COUNT COMMAND...: the processes share the questions, and the one that finishes last scores (llava/eval/engine/ranks.py).
 run_together() {
     local count=$1 rank pids=() failed=0
     shift

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dart.utils import UserError
-from llava.eval.examples import Example, check_pictures, read_question_file
+from llava.eval.engine.examples import Example, check_pictures, read_question_file
 
 Answers = Sequence[Mapping[str, Any]]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.answers import read_lines
-from llava.eval.judge import Judge, Judgements, fingerprint, judging, verdict_of
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.judge import Judge, Judgements, fingerprint, judging, verdict_of
 from llava.eval.tasks.base import Answers, Split, Task, by_question, register
 from llava.files import read_json
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.choices import LETTER_REQUEST, LETTER_REQUEST_CN, ask
-from llava.eval.circular import OPTIONS, Row, has_rotations, score_answers
-from llava.eval.examples import Example
-from llava.eval.tables import read_tsv, write_xlsx
+from llava.eval.engine.choices import LETTER_REQUEST, LETTER_REQUEST_CN, ask
+from llava.eval.engine.circular import OPTIONS, Row, has_rotations, score_answers
+from llava.eval.engine.examples import Example
+from llava.eval.engine.tables import read_tsv, write_xlsx
 from llava.eval.tasks.base import Answers, Split, Task, register
 
 COLUMNS = ("index", "question", "hint", "A", "B", "image")

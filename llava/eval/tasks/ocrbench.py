@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError, write_json
-from llava.eval.examples import Example
+from llava.eval.engine.examples import Example
 from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
 from llava.files import read_json
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.answers import read_lines
+from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.base import Answers, Split, Task, register
 
 QUESTIONS, IMAGES, ANNOTATIONS = "llava_pope_test.jsonl", "val2014", "coco"

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.answers import write_lines
-from llava.eval.choices import LETTERS, choice_of
-from llava.eval.examples import Example
+from llava.eval.engine.answers import write_lines
+from llava.eval.engine.choices import LETTERS, choice_of
+from llava.eval.engine.examples import Example
 from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
 from llava.files import read_json
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answers import write_lines
+from llava.eval.engine.answers import write_lines
 from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
 from llava.files import read_json
 

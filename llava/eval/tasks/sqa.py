@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.choices import LETTER_REQUEST, LETTERS
-from llava.eval.examples import Example
+from llava.eval.engine.choices import LETTER_REQUEST, LETTERS
+from llava.eval.engine.examples import Example
 from llava.eval.tasks.base import Answers, Split, Task, percent, register
 from llava.files import read_json
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.normalize import vqa_accuracy
+from llava.eval.engine.normalize import vqa_accuracy
 from llava.eval.tasks.base import Answers, Split, Task, percent, register
 from llava.files import read_json
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import write_json
-from llava.eval.answers import read_lines
-from llava.eval.challenge import score_challenge
-from llava.eval.examples import Example
-from llava.eval.normalize import normalize_answer
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.challenge import score_challenge
+from llava.eval.engine.examples import Example
+from llava.eval.engine.normalize import normalize_answer
 from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, register
 from llava.files import read_json
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from dart.utils import UserError
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_template
-from llava.eval.prompts import Batch, collate, encode, user_turn
+from llava.eval.engine.prompts import Batch, collate, encode, user_turn
 from llava.model.builder import load_pretrained_model
 from lmms_eval_dart.models.base import Pruned
 

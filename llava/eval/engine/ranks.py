@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.answers import Key, check_settings, key_of, key_of_row, parse_line, settings_file, write_settings
-from llava.eval.examples import Example
+from llava.eval.engine.answers import Key, check_settings, key_of, key_of_row, parse_line, settings_file, write_settings
+from llava.eval.engine.examples import Example
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.choices import choice_of
+from llava.eval.engine.choices import choice_of
 from llava.eval.tasks.base import Answers, percent
 
 OPTIONS = "ABCD"

@@ -21,11 +21,11 @@ from dart.utils import DTYPES, UserError
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
 from llava.dart_args import add_dart_arguments, check_image_span, dart_config_from_args
-from llava.eval.answers import AnswersFile, Key, answer_id, open_questions
-from llava.eval.examples import Example, chunk_of, digest_of, read_question_file
-from llava.eval.prompts import Batch, Encoded, build_prompt, collate, encode
-from llava.eval.ranks import ALONE, Ranks, merge, parts_of, remove, standing
-from llava.eval.sampling import check_decoding, decoding_of
+from llava.eval.engine.answers import AnswersFile, Key, answer_id, open_questions
+from llava.eval.engine.examples import Example, chunk_of, digest_of, read_question_file
+from llava.eval.engine.prompts import Batch, Encoded, build_prompt, collate, encode
+from llava.eval.engine.ranks import ALONE, Ranks, merge, parts_of, remove, standing
+from llava.eval.engine.sampling import check_decoding, decoding_of
 from llava.files import fingerprint
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
@@ -240,7 +240,7 @@ def answer_row(example: Example, text: str, model_id: str) -> dict[str, Any]:
 def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequence[Example] | None = None) -> bool:
     """Answer what is not answered yet; returns whether the answers file is complete, for this process to go on with.
 
-    Of several processes (see `llava.eval.ranks`) each answers its share, and one of them returns True: the one that
+    Of several processes (see `llava.eval.engine.ranks`) each answers its share, and one of them returns True: the one that
     merges their answers, or the first where nothing was left to answer.
 
     loaded: a model to reuse (its DART setting is replaced). examples: the questions; by default those of

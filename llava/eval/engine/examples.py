@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from dart.utils import UserError
-from llava.eval.answers import read_lines
+from llava.eval.engine.answers import read_lines
 from llava.mm_utils import load_image
 
 T = TypeVar("T")

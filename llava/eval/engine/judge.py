@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from dart.utils import UserError
-from llava.eval.answers import read_lines
+from llava.eval.engine.answers import read_lines
 
 OPENAI = "https://api.openai.com/v1"
 TIMEOUT_SECONDS = 120.0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import write_json
-from llava.eval.answers import read_lines
+from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.base import Task
 
 UPLOADS = "answers_upload"

@@ -15,7 +15,7 @@ from dart.utils import UserError, write_json
 from llava.files import read_json
 
 if TYPE_CHECKING:
-    from llava.eval.examples import Example
+    from llava.eval.engine.examples import Example
 
 Key = tuple[str, str]
 
