@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -17,6 +18,10 @@ from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
 from llava.model.anyres import process_anyres_image
 
 URL_TIMEOUT_SECONDS = 20
+URL_MOST_BYTES = 64 << 20
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # PIL refuses from here on
+LONGEST_ASPECT = 200  # long side to short side, as Qwen's image processors
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, Image.DecompressionBombError)
 
 
 def load_image(path: str) -> Image.Image:
@@ -28,19 +33,37 @@ def load_image(path: str) -> Image.Image:
     if str(path).startswith(("http://", "https://")):
         try:
             with urllib.request.urlopen(path, timeout=URL_TIMEOUT_SECONDS) as response:
-                source = io.BytesIO(response.read())
+                data = response.read(URL_MOST_BYTES + 1)
         except (urllib.error.URLError, OSError) as error:
             raise ValueError(
                 f"image {path} could not be fetched ({error}): check the address and the network"
             ) from error
+        if len(data) > URL_MOST_BYTES:
+            raise ValueError(f"image {path} is larger than {URL_MOST_BYTES >> 20} MiB: give the path of a smaller one")
+        source = io.BytesIO(data)
     elif not os.path.isfile(path):
         raise FileNotFoundError(f"image file {path} does not exist: give the path of a picture")
+    return read_image(source, f"image file {path}")
+
+
+def read_image(source: Any, name: str) -> Image.Image:
+    """An encoded image (a path or a file object) as RGB. Raises ValueError that begins with `name`.
+
+    Refused are images that are damaged, that unpack to more than PIL's limit, or that would when they are padded to a
+    square or their short side is brought to the vision tower's.
+    """
     try:
         with Image.open(source) as image:
+            long, short = max(image.size), min(image.size)
+            if long**2 > MOST_PIXELS or long > LONGEST_ASPECT * short:
+                raise ValueError(
+                    f"its sides of {image.width} x {image.height} pixels are more than {int(MOST_PIXELS**0.5)} or "
+                    f"{LONGEST_ASPECT} to 1"
+                )
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(
-            f"image file {path} cannot be read ({error}): it is truncated or not a picture, replace it"
+            f"{name} cannot be read ({error}): it is truncated, too large or not a picture, replace it"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """Have a language model rate pairs of answers: `python -m llava.eval.eval_gpt_review_bench -q ... -a REFERENCE OURS`.
 
-The judge: any OpenAI-compatible endpoint, see llava/eval/engine/judge.py. Reviews that are there already are not asked again.
+The judge is any OpenAI-compatible endpoint (llava/eval/engine/judge.py); reviews that are there already are kept.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Grade MM-Vet's submission file: `python -m llava.eval.eval_mmvet --mmvet_path FOLDER --result_file FILE`.
 
-The judge: any OpenAI-compatible endpoint, see llava/eval/engine/judge.py. Grades that are there already are not asked again.
+The judge is any OpenAI-compatible endpoint (llava/eval/engine/judge.py); grades that are there already are kept.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from pathlib import Path
 from dart.utils import exits_cleanly
 from llava.eval import tasks
 from llava.eval.engine.loop import add_loop_arguments, run
-from llava.eval.engine.report import finish
 
 
 @exits_cleanly
@@ -27,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     task.complete(args, data, split)
     complete = run(args, examples=examples)
     if complete and args.num_chunks == 1:
-        finish(task, data, Path(args.answers_file), split, args.out)
+        task.finish(data, Path(args.answers_file), split, args.out)
 
 
 if __name__ == "__main__":

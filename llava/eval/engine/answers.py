@@ -6,18 +6,18 @@ import fcntl
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dart.utils import UserError, write_json
+from dart.utils import UserError, write_json, write_text
 from llava.files import read_json
 
 if TYPE_CHECKING:
-    from llava.eval.engine.examples import Example
+    from typing_extensions import Self
 
 Key = tuple[str, str]
+Answers = Sequence[Mapping[str, Any]]
 
 
 def key_of(question_id: Any, prompt: str) -> Key:
@@ -43,10 +43,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """A JSON-lines file, replaced in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def parse_line(line: str, path: Path, number: int) -> dict[str, Any] | None:
@@ -69,26 +66,9 @@ def key_of_row(row: dict[str, Any], path: Path) -> Key:
     return key_of(row["question_id"], row["prompt"])
 
 
-def open_questions(examples: Sequence[Example], done: Counter[Key]) -> list[Example]:
-    """The examples without an answer, in order; one that is asked twice needs two. done: how many answers there are."""
-    left = done.copy()
-    todo = []
-    for example in examples:
-        key = key_of(example.question_id, example.prompt)
-        if left[key]:
-            left[key] -= 1
-        else:
-            todo.append(example)
-    return todo
-
-
 def settings_file(answers: Path) -> Path:
     """Where the settings of an answers file are written down."""
     return answers.with_name(f"{answers.name}.meta.json")
-
-
-def write_settings(answers: Path, settings: dict[str, Any]) -> None:
-    write_json(settings_file(answers), settings)
 
 
 def check_settings(answers: Path, settings: dict[str, Any]) -> None:
@@ -115,44 +95,68 @@ def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
         yield f"{name}: {before!r} there, {now!r} now"
 
 
-class AnswersFile:
-    """Opened by one writer. `settings` must equal those of the answers that are there already.
+class JsonLines:
+    """An append-only file of JSON lines with one writer; what a kill leaves half-written is cut at the next start.
 
-    Raises UserError when another process writes it, or when it was begun with other settings.
+    Raises UserError for what is no regular file, or when another process writes it.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool = False):
-        self.path = path
+    def __init__(self, path: Path):
+        check_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a+b")
+        self.path, self._file = path, path.open("a+b")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(
-                f"{path} is being written by another process; wait for it or choose another --answers-file"
-            ) from error
-        if overwrite:
-            self._file.truncate(0)
-            settings_file(path).unlink(missing_ok=True)
-        self._repair()
-        if path.stat().st_size:
-            check_settings(path, settings)
-        write_settings(path, settings)
-
-    def _repair(self) -> None:
-        """Cut a last line that a kill left half-written."""
+            raise UserError(f"{path} is being written by another process; wait or choose another file") from error
         self._file.seek(0)
         data = self._file.read()
         if data and not data.endswith(b"\n"):
             self._file.truncate(data.rfind(b"\n") + 1)
         self._file.seek(0, os.SEEK_END)
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: Mapping[str, Any]) -> None:
         self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
         self._file.flush()
 
-    def __enter__(self) -> AnswersFile:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+class AnswersFile(JsonLines):
+    """`settings` must equal those of the answers that are there already, else raises UserError."""
+
+    def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool = False):
+        super().__init__(path)
+        if overwrite:
+            self._file.truncate(0)
+            settings_file(path).unlink(missing_ok=True)
+        if path.stat().st_size:
+            check_settings(path, settings)
+        write_json(settings_file(path), settings)
+
+
+def check_regular(path: Path) -> None:
+    """Raises UserError for a folder, a device, a pipe: reading them back may never end."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file; choose another name")
+
+
+def by_question(answers: Answers) -> dict[str, Mapping[str, Any]]:
+    """Answers by question id, as text: files differ in whether ids are numbers."""
+    return {str(row["question_id"]): row for row in answers}
+
+
+def answer_to(given: Mapping[str, Mapping[str, Any]], question_id: Any, benchmark: str) -> str:
+    """The answer's text; given: see `by_question`. Raises UserError when there is none."""
+    if str(question_id) not in given:
+        raise UserError(f"{benchmark} question {question_id} has no answer; finish the run, then score or submit it")
+    return str(given[str(question_id)]["text"])
+
+
+def percent(part: float, whole: float) -> float:
+    """100 * part / whole with two decimals; 0 of nothing."""
+    return round(100 * part / whole, 2) if whole else 0.0

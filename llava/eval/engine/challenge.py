@@ -6,8 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llava.eval.engine.answers import Answers, answer_to, by_question, percent
 from llava.eval.engine.normalize import challenge_accuracy, normalize_answer
-from llava.eval.tasks.base import Answers, answer_to, by_question, percent
 
 
 def score_challenge(

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dart.utils import UserError
+from llava.eval.engine.answers import Answers, percent
 from llava.eval.engine.choices import choice_of
-from llava.eval.tasks.base import Answers, percent
 
 OPTIONS = "ABCD"
 ROTATION = 1_000_000  # rows index + k * ROTATION are the same question with its options rotated

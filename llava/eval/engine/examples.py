@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from dart.utils import UserError
-from llava.eval.engine.answers import read_lines
-from llava.mm_utils import load_image
+from llava.eval.engine.answers import Key, key_of, read_lines
+from llava.mm_utils import load_image, read_image
 
 T = TypeVar("T")
 QUESTION_FIELDS = ("question_id", "image", "text")
@@ -45,11 +46,7 @@ class Example:
             return None
         if isinstance(self.image, Path):
             return load_image(str(self.image))
-        try:
-            with Image.open(io.BytesIO(self.image)) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"its picture cannot be read ({error}): get the benchmark's file again") from error
+        return read_image(io.BytesIO(self.image), "its image")
 
 
 def read_question_file(path: Path, images: Path) -> list[Example]:
@@ -73,6 +70,19 @@ def chunk_of(items: Sequence[T], number: int, index: int) -> Sequence[T]:
         raise UserError(f"--chunk-idx {index} must be between 0 and --num-chunks {number} - 1")
     size = math.ceil(len(items) / number)
     return items[index * size : (index + 1) * size]
+
+
+def open_questions(examples: Sequence[Example], done: Counter[Key]) -> list[Example]:
+    """The examples without an answer, in order; one that is asked twice needs two. done: how many answers there are."""
+    left = done.copy()
+    todo = []
+    for example in examples:
+        key = key_of(example.question_id, example.prompt)
+        if left[key]:
+            left[key] -= 1
+        else:
+            todo.append(example)
+    return todo
 
 
 def digest_of(examples: Sequence[Example]) -> str:

@@ -21,8 +21,8 @@ from dart.utils import DTYPES, UserError
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
 from llava.dart_args import add_dart_arguments, check_image_span, dart_config_from_args
-from llava.eval.engine.answers import AnswersFile, Key, answer_id, open_questions
-from llava.eval.engine.examples import Example, chunk_of, digest_of, read_question_file
+from llava.eval.engine.answers import AnswersFile, Key, answer_id
+from llava.eval.engine.examples import Example, chunk_of, digest_of, open_questions, read_question_file
 from llava.eval.engine.prompts import Batch, Encoded, build_prompt, collate, encode
 from llava.eval.engine.ranks import ALONE, Ranks, merge, parts_of, remove, standing
 from llava.eval.engine.sampling import check_decoding, decoding_of

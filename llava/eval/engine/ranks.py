@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dart.utils import UserError
-from llava.eval.engine.answers import Key, check_settings, key_of, key_of_row, parse_line, settings_file, write_settings
+from dart.utils import UserError, write_json
+from llava.eval.engine.answers import Key, check_settings, key_of, key_of_row, parse_line, settings_file
 from llava.eval.engine.examples import Example
 
 
@@ -112,7 +112,7 @@ def merge(answers: Path, examples: Sequence[Example], settings: dict[str, Any]) 
         temporary = answers.with_name(f".{answers.name}.merging")
         temporary.write_bytes(b"".join(lines))
         os.replace(temporary, answers)
-        write_settings(answers, settings)
+        write_json(settings_file(answers), settings)
         remove(*parts)
         return True
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import write_json
-from llava.eval.engine.answers import read_lines
-from llava.eval.tasks.base import Task
 
 UPLOADS = "answers_upload"
 
@@ -31,10 +29,3 @@ def emit(figures: dict[str, Any], rows: list[dict[str, Any]], out: str | None) -
     if out:
         write_json(Path(out), figures)
     print(json.dumps(figures, ensure_ascii=False))
-
-
-def finish(task: Task, data: Path, answers_file: Path, split: str | None, out: str | None) -> None:
-    """Score a finished answers file, with the submission file in `answers_upload` beside it."""
-    stem = answers_file.parent / UPLOADS / answers_file.stem
-    figures = task.figures(data, list(read_lines(answers_file)), stem, split)
-    emit(figures, parts_of(figures), out)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dart.utils import UserError
+from llava.eval.engine.answers import Answers, read_lines
 from llava.eval.engine.examples import Example, check_pictures, read_question_file
-
-Answers = Sequence[Mapping[str, Any]]
+from llava.eval.engine.report import UPLOADS, emit, parts_of
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,15 @@ class Task(ABC):
             return {"score": None, "samples": len(answers), "split": name, "server": server, **extra}
         return {**self.score(data, answers, name), **({"split": name} if len(self.splits) > 1 else {}), **extra}
 
+    def finish(self, data: Path, answers_file: Path, split: str | None, out: str | None) -> None:
+        """Score a finished answers file and print the figures, with the submission file in `answers_upload` beside it.
+
+        out: a file to write the figures to.
+        """
+        stem = answers_file.parent / UPLOADS / answers_file.stem
+        figures = self.figures(data, list(read_lines(answers_file)), stem, split)
+        emit(figures, parts_of(figures), out)
+
 
 TASKS: dict[str, Task] = {}
 TaskClass = TypeVar("TaskClass", bound=type[Task])
@@ -109,20 +118,3 @@ def require(folder: Path, paths: Mapping[str, str], source: str) -> None:
     missing = [f"{path} ({what})" for path, what in paths.items() if not (folder / path).exists()]
     if missing:
         raise UserError(f"benchmark folder {folder} lacks {', '.join(missing)}; get it from {source}")
-
-
-def percent(part: float, whole: float) -> float:
-    """100 * part / whole with two decimals; 0 of nothing."""
-    return round(100 * part / whole, 2) if whole else 0.0
-
-
-def by_question(answers: Answers) -> dict[str, Mapping[str, Any]]:
-    """Answers by question id, as text: files differ in whether ids are numbers."""
-    return {str(row["question_id"]): row for row in answers}
-
-
-def answer_to(given: Mapping[str, Mapping[str, Any]], question_id: Any, benchmark: str) -> str:
-    """The answer's text; given: see `by_question`. Raises UserError when there is none."""
-    if str(question_id) not in given:
-        raise UserError(f"{benchmark} question {question_id} has no answer; finish the run, then score or submit it")
-    return str(given[str(question_id)]["text"])

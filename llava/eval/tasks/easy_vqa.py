@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
+from llava.eval.engine.answers import Answers, percent
 from llava.eval.engine.normalize import normalize_answer
-from llava.eval.tasks.base import Answers, Split, Task, percent, register
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES, ANSWERS = "llava_easy_vqa_test.jsonl", "images", "answers.json"

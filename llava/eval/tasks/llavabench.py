@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.engine.answers import read_lines
+from llava.eval.engine.answers import Answers, by_question, read_lines
 from llava.eval.engine.judge import Judge, Judgements, fingerprint, judging, verdict_of
-from llava.eval.tasks.base import Answers, Split, Task, by_question, register
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, CONTEXT, REFERENCE, IMAGES = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl", "images"

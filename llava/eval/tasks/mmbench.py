@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
+from llava.eval.engine.answers import Answers
 from llava.eval.engine.choices import LETTER_REQUEST, LETTER_REQUEST_CN, ask
 from llava.eval.engine.circular import OPTIONS, Row, has_rotations, score_answers
 from llava.eval.engine.examples import Example
 from llava.eval.engine.tables import read_tsv, write_xlsx
-from llava.eval.tasks.base import Answers, Split, Task, register
+from llava.eval.tasks.base import Split, Task, register
 
 COLUMNS = ("index", "question", "hint", "A", "B", "image")
 NOT_SUBMITTED = {"hint", "category", "source", "image", "comment", "l2-category"}

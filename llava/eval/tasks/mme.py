@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.tasks.base import Answers, Split, Task, register
+from llava.eval.engine.answers import Answers
+from llava.eval.tasks.base import Split, Task, register
 
 QUESTIONS, IMAGES = "llava_mme.jsonl", "MME_Benchmark_release_version"
 GROUPS = {

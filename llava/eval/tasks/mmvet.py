@@ -1,6 +1,6 @@
 """MM-Vet: open answers, graded from 0 to 1 by a language model that sees the question and the ground truth.
 
-LLaVA's part ends with the submission file; the score is made here where a judge can be reached (llava/eval/engine/judge.py).
+LLaVA's part ends with the submission file; the score is made here where a judge can be reached (engine/judge.py).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError, write_json
+from llava.eval.engine.answers import Answers, percent
 from llava.eval.engine.judge import Judge, Judgements, fingerprint, judging, verdict_of
-from llava.eval.tasks.base import Answers, Split, Task, percent, register
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, TRUTH, IMAGES = "llava-mm-vet.jsonl", "mm-vet.json", "images"

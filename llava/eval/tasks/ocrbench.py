@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError, write_json
+from llava.eval.engine.answers import Answers, answer_to, by_question, percent
 from llava.eval.engine.examples import Example
-from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES = "OCRBench/OCRBench.json", "OCRBench_Images"

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.engine.answers import write_lines
+from llava.eval.engine.answers import Answers, answer_to, by_question, percent, write_lines
 from llava.eval.engine.choices import LETTERS, choice_of
 from llava.eval.engine.examples import Example
-from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 NAME = "Q-Bench"

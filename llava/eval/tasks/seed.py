@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.eval.engine.answers import write_lines
-from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
+from llava.eval.engine.answers import Answers, answer_to, by_question, percent, write_lines
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 NAME = "SEED-Bench"

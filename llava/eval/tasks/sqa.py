@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
+from llava.eval.engine.answers import Answers, percent
 from llava.eval.engine.choices import LETTER_REQUEST, LETTERS
 from llava.eval.engine.examples import Example
-from llava.eval.tasks.base import Answers, Split, Task, percent, register
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES = "llava_test_CQM-A.json", "images/test"

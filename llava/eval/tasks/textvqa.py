@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
+from llava.eval.engine.answers import Answers, percent
 from llava.eval.engine.normalize import vqa_accuracy
-from llava.eval.tasks.base import Answers, Split, Task, percent, register
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES, ANNOTATIONS = "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"
