@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
-
 
 def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
@@ -32,14 +30,3 @@ def check_known(option: str, values: Iterable[str], known: Iterable[str]) -> Non
     """Raises ValueError for values that are not `known`."""
     if wrong := [value for value in values if value not in known]:
         raise ValueError(f"{option} must be of {', '.join(known)}, got {', '.join(wrong)}")
-
-
-def device_of(name: str | None) -> torch.device:
-    """The device of that name; None: CUDA where there is one. Raises ValueError for one that is not there."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.split(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"--device must be cpu, cuda or cuda:N, got {name}")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {name}, but torch sees no CUDA device: use --device cpu")
-    return torch.device(name)

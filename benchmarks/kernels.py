@@ -19,13 +19,13 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
-from benchmarks.arguments import check_known, device_of, list_of, positive
+from benchmarks.arguments import check_known, list_of, positive
 from benchmarks.ceilings import copy_rate, seconds_of
 from benchmarks.report import print_table, publish
 from dart import kernels
 from dart.masks import gather_inputs
 from dart.selection import plan_batch, select_rows
-from dart.utils import DTYPES, exits_cleanly, provenance
+from dart.utils import DTYPES, device_of, exits_cleanly, provenance
 
 TEXT = 35  # tokens before the picture, and behind it
 SETS = 4  # of inputs; together larger than a GPU's cache

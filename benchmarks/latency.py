@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks import checkpoints, flops
-from benchmarks.arguments import budget, check_known, device_of, list_of, positive
+from benchmarks.arguments import budget, check_known, list_of, positive
 from benchmarks.ceilings import copy_rate, matmul_rate
 from benchmarks.engines import ENGINES, Engine
 from benchmarks.latency_report import draw, limits_text, to_text
@@ -26,7 +26,7 @@ from benchmarks.report import publish
 from benchmarks.shapes import SHAPES, Shape, Workload, build, workload
 from dart import strategies
 from dart.compiled import compile_layers
-from dart.utils import DTYPES, exits_cleanly, provenance
+from dart.utils import DTYPES, device_of, exits_cleanly, provenance
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 

@@ -17,13 +17,13 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
-from benchmarks.arguments import budget, device_of, list_of, positive
+from benchmarks.arguments import budget, list_of, positive
 from benchmarks.ceilings import seconds_of
 from benchmarks.phases import peak_bytes
 from benchmarks.plot import Curve, check_chart, line_chart
 from benchmarks.report import publish
 from dart.selection import select_rows
-from dart.utils import DTYPES, exits_cleanly, provenance
+from dart.utils import DTYPES, device_of, exits_cleanly, provenance
 
 WIDTH, KV_HEADS, HEAD_DIM = 3584, 4, 128
 TEXT, SPAN = 35, 1024

@@ -87,6 +87,18 @@ def dtype_of(name: str) -> Any:
     return getattr(importlib.import_module("torch"), name)
 
 
+def device_of(name: str | None) -> Any:
+    """torch's device of that name; None: CUDA where there is one. Raises ValueError for one that is not there."""
+    torch = importlib.import_module("torch")
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is unknown: expected cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; cpu always works")
+    return device
+
+
 def is_hub_name(path: str) -> bool:
     """Whether `path`, no folder here, can be `owner/name` of a hub repository rather than a mistyped folder."""
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not os.path.isdir(os.path.dirname(path))

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.model.anyres import process_anyres_image
+from llava.model.anyres import is_anyres, process_anyres_image
 
 URL_TIMEOUT_SECONDS = 20
 URL_MOST_BYTES = 64 << 20
@@ -85,11 +85,10 @@ def process_images(
 
     `model_cfg.image_aspect_ratio`: "pad" (square in the mean colour), "anyres" (tiles), anything else: resize and crop.
     """
-    mode = getattr(model_cfg, "image_aspect_ratio", None)
-    if mode == "anyres":
+    if is_anyres(model_cfg):
         pixels = [process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in images]
         return torch.stack(pixels) if len({len(p) for p in pixels}) == 1 else pixels
-    if mode == "pad":
+    if getattr(model_cfg, "image_aspect_ratio", None) == "pad":
         color = tuple(int(channel * 255) for channel in image_processor.image_mean)
         images = [expand2square(image, color) for image in images]
     return torch.cat([image_processor(image, return_tensors="pt")["pixel_values"] for image in images])

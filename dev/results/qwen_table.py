@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import statistics
 from itertools import groupby
 from typing import Any
 
-from llava.eval.engine.suite_table import NOT_RUN, SEED, UNPRUNED, relative_average
+from llava.eval.engine.suite_table import NOT_RUN, SEED, UNPRUNED, markdown, mean_of, relative_average
 
 # task -> (heading, the metric that is its score, factor to the usual scale)
 SCORES = {
@@ -23,15 +22,15 @@ NAMES = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2.5-VL"}
 def qwen_table(results: dict[str, Any]) -> str:
     """The whole table and where it comes from."""
     heads = ["method", *(heading for heading, _, _ in SCORES.values()), "Avg."]
-    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    body: list[list[str]] = []
     for family, name in NAMES.items():
         if f"{family}/{UNPRUNED}" not in results["runs"]:
             continue
         for ratio, group in groupby(results["settings"], key=lambda setting: setting["ratio"]):
             settings = [each["name"] for each in group]
-            lines.append(f"| *{name}, {_tokens(results, family, ratio, settings)}* |" + " |" * (len(heads) - 1))
-            lines += [_row(results, family, row) for row in dict.fromkeys(SEED.sub("", each) for each in settings)]
-    return "\n".join([*lines, "", _origin(results)])
+            body.append([f"*{name}, {_tokens(results, family, ratio, settings)}*", *[""] * (len(heads) - 1)])
+            body += [_row(results, family, row) for row in dict.fromkeys(SEED.sub("", each) for each in settings)]
+    return "\n".join([*markdown(heads, body), "", _origin(results)])
 
 
 def scores_of(results: dict[str, Any], family: str, row: str) -> dict[str, list[float]]:
@@ -44,18 +43,10 @@ def scores_of(results: dict[str, Any], family: str, row: str) -> dict[str, list[
     return found
 
 
-def _row(results: dict[str, Any], family: str, row: str) -> str:
+def _row(results: dict[str, Any], family: str, row: str) -> list[str]:
     scores = scores_of(results, family, row)
     average = relative_average(scores, scores_of(results, family, UNPRUNED), list(SCORES))
-    cells = [_value(scores.get(task)) for task in SCORES]
-    return f"| {' | '.join([row, *cells, NOT_RUN if average is None else f'{average:.1f} %'])} |"
-
-
-def _value(scores: list[float] | None) -> str:
-    if not scores:
-        return NOT_RUN
-    mean = f"{statistics.mean(scores):.1f}"
-    return mean if len(scores) == 1 else f"{mean} ±{statistics.pstdev(scores):.1f}"
+    return [row, *(mean_of(scores.get(task)) for task in SCORES), NOT_RUN if average is None else f"{average:.1f} %"]
 
 
 def _tokens(results: dict[str, Any], family: str, ratio: str | None, settings: list[str]) -> str:

@@ -23,8 +23,7 @@ from dart.utils import UserError, exits_cleanly, provenance, write_json
 from dev.results.qwen_table import SCORES
 from dev.results.render import RESULTS_FOLDER, ROOT, render_all
 from llava.eval.engine.suite_table import UNPRUNED
-from llava.eval.suite import fingerprint
-from llava.files import read_json
+from llava.files import fingerprint, read_json
 
 RESULTS, WORK = RESULTS_FOLDER / "qwen-tiny.json", ROOT / "outputs" / "results" / "qwen-tiny"
 FOLDERS = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2_5-VL"}

@@ -9,7 +9,7 @@ from typing import Any
 
 from dev.results import speed
 from dev.results.qwen_table import qwen_table
-from llava.eval.engine.suite_table import BLIND, TITLES, UNPRUNED, to_markdown
+from llava.eval.engine.suite_table import BLIND, TITLES, UNPRUNED, markdown, to_markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS_FOLDER = ROOT / "docs" / "results"
@@ -40,7 +40,7 @@ def selection_table(results: dict[str, Any]) -> str:
     }
     body = [[str(row[key]) for key in heads.values()] for row in results["rows"]]
     where = f"Milliseconds, median; commit {results['commit']}, {results['date']}; {results['hardware']}."
-    return "\n".join([*speed.markdown(list(heads), body), "", f"{where} Command: `{results['command']}`."])
+    return "\n".join([*markdown(list(heads), body), "", f"{where} Command: `{results['command']}`."])
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -9,16 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.latency_report import HEADS, cells, groups
+from llava.eval.engine.suite_table import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 SCOPES = {"joint": "one pool", "span": "spans of 1024"}
 MEGA = 1e6
 NONE_YET = "No run has been recorded yet."
-
-
-def markdown(heads: list[str], body: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *body)]
 
 
 def replaced(text: str, name: str, table: Callable[[], str]) -> str:

@@ -38,8 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     flags = ["--model-path", own.model_path, "--conv-mode", own.conv_mode, "--answers-file", str(answers)]
     args = loop.parse_args([*flags, *rest])
     args.question_file = own.OCRBench_file
-    complete = run(args, examples=read_questions(Path(own.OCRBench_file), Path(own.image_folder)))
-    if complete and args.num_chunks == 1:
+    outcome = run(args, examples=read_questions(Path(own.OCRBench_file), Path(own.image_folder)))
+    if outcome.complete and args.num_chunks == 1:
         rows = judged(read_entries(Path(own.OCRBench_file)), list(read_lines(answers)))
         write_json(folder / f"{own.save_name}.json", rows)
         figures = figures_of(rows)

@@ -25,8 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.set_defaults(max_new_tokens=QBenchBase.max_new_tokens, conv_mode=QBenchBase.conv_mode)
     args = parser.parse_args(argv)
     questions, answers = Path(args.question_file), Path(args.answers_file)
-    complete = run(args, examples=read_questions(questions, Path(args.image_folder), args.lang))
-    if complete and args.num_chunks == 1:
+    outcome = run(args, examples=read_questions(questions, Path(args.image_folder), args.lang))
+    if outcome.complete and args.num_chunks == 1:
         upload = answers.parent / UPLOADS / f"{answers.stem}.jsonl"
         write_submission(read_entries(questions), list(read_lines(answers)), upload)
         print(f"submission file: {upload}")

@@ -24,8 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     split = task.split(data, args.split)
     examples = task.examples(data, split)
     task.complete(args, data, split)
-    complete = run(args, examples=examples)
-    if complete and args.num_chunks == 1:
+    outcome = run(args, examples=examples)
+    if outcome.complete and args.num_chunks == 1:
         task.finish(data, Path(args.answers_file), split, args.out)
 
 

@@ -11,6 +11,11 @@ import torch
 from PIL import Image
 
 
+def is_anyres(config: Any) -> bool:
+    """LLaVA-NeXT: images in tiles, as the checkpoint's config says."""
+    return getattr(config, "image_aspect_ratio", None) == "anyres"
+
+
 def parse_pinpoints(pinpoints: str | Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """The config's `image_grid_pinpoints` as (width, height) pairs; old configs store them as text."""
     pairs = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, BitsAndBytesConfig, CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dart.utils import checkpoint_folder, dtype_of
+from dart.utils import checkpoint_folder, device_of, dtype_of
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.files import read_json
 from llava.model.checkpoint import weight_names
@@ -49,7 +49,7 @@ def load_pretrained_model(
     accepted for compatibility and decides nothing. device None: CUDA where available, else CPU. torch_dtype None:
     float16 on CUDA, float32 on CPU. Raises FileNotFoundError / ValueError naming what is missing or wrong.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device if isinstance(device, torch.device) else device_of(device)
     dtype = _dtype(torch_dtype if torch_dtype is not None else kwargs.pop("dtype", None), device)
     folder = _checked_folder(model_path)
     base = _checked_folder(model_base) if model_base else folder

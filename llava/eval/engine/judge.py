@@ -102,9 +102,8 @@ class Judge:
 def _check_url(url: str) -> None:
     try:
         parts = urlsplit(url)
-        good = (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and not set(url) & set(" \t")
-        )
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        good = good and url.isprintable() and " " not in url
     except ValueError:  # a port or a bracket that is none
         good = False
     if not good:

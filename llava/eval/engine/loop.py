@@ -10,18 +10,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import GenerationConfig, TextStreamer
 
+from dart import PruneHandle, PruneReport
 from dart.utils import DTYPES, UserError
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
-from llava.dart_args import add_dart_arguments, check_image_span, dart_config_from_args
-from llava.eval.engine.answers import AnswersFile, Key, answer_id
+from llava.dart_args import add_dart_arguments, check_image_span, dart_config, dart_settings, pruned
+from llava.eval.engine.answers import AnswersFile, Key, answer_id, check_regular
 from llava.eval.engine.examples import Example, chunk_of, digest_of, open_questions, read_question_file
 from llava.eval.engine.prompts import Batch, Encoded, build_prompt, collate, encode
 from llava.eval.engine.ranks import ALONE, Ranks, merge, parts_of, remove, standing
@@ -34,6 +35,7 @@ GREY = 128
 GPU_WORKERS = 2
 SETTINGS = (
     "torch_dtype",
+    "attn_implementation",
     "conv_mode",
     "temperature",
     "top_p",
@@ -169,15 +171,8 @@ def generate(
 ) -> list[str]:
     """The answers of one batch. keys: what names each row's question, for reproducible sampling."""
     model, tokenizer = loaded.model, loaded.tokenizer
-    images = batch.images
-    if images is not None:
-        device = {"device": model.device, "dtype": model.dtype}
-        images = images.to(**device) if isinstance(images, torch.Tensor) else [image.to(**device) for image in images]
     out = model.generate(
-        batch.ids.to(model.device),
-        images=images,
-        image_sizes=batch.sizes or None,
-        attention_mask=batch.mask.to(model.device),
+        **batch.inputs(model),
         max_new_tokens=args.max_new_tokens,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         streamer=streamer,
@@ -186,22 +181,19 @@ def generate(
     return [text.strip() for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
 
 
-def settings_of(
-    args: argparse.Namespace, examples: Sequence[Example], mapping: dict[str, Any] | None
-) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace, examples: Sequence[Example]) -> dict[str, Any]:
     """What the answers depend on; a resumed run must have the same."""
     return {name: getattr(args, name) for name in SETTINGS} | {
         "model": get_model_name_from_path(args.model_path),
         "model_base": args.model_base and get_model_name_from_path(args.model_base),
-        "dart": mapping,
+        "dart": dart_settings(args),
         "seed": args.seed if args.temperature > 0 else None,
         "questions_sha256": digest_of(examples),
         "checkpoint_sha256": [fingerprint(path) for path in (args.model_path, args.model_base)],
     }
 
 
-def _describe(loaded: Loaded) -> str:
-    handle = loaded.model.dart_handle
+def _describe(handle: PruneHandle | None) -> str:
     if handle is None or handle.last is None:
         return "strategy: none, all vision tokens kept"
     last = handle.last
@@ -218,9 +210,8 @@ def check_first_span(loaded: Loaded, batch: Batch, args: argparse.Namespace) -> 
         return
     model = loaded.model
     pictures = int((batch.ids[0] == IMAGE_TOKEN_INDEX).sum())
-    images = [image.to(model.device, model.dtype) for image in batch.images[:pictures]]
-    ids, mask = (t[:1].to(model.device) for t in (batch.ids, batch.mask))
-    merged = model.merge(ids, images, mask, None, batch.sizes[:pictures])
+    first = Batch(batch.ids[:1], batch.mask[:1], list(batch.images[:pictures]), batch.sizes[:pictures]).inputs(model)
+    merged = model.merge(first["inputs"], first["images"], first["attention_mask"], None, first["image_sizes"])
     check_image_span(args, merged.visual_span_ids[0].cpu())
 
 
@@ -237,40 +228,51 @@ def answer_row(example: Example, text: str, model_id: str) -> dict[str, Any]:
     }
 
 
-def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequence[Example] | None = None) -> bool:
-    """Answer what is not answered yet; returns whether the answers file is complete, for this process to go on with.
+class Outcome(NamedTuple):
+    """complete: is the answers file complete, for this process to go on with? report: of the last pruned prefill."""
 
-    Of several processes (see `llava.eval.engine.ranks`) each answers its share, and one of them returns True: the one that
-    merges their answers, or the first where nothing was left to answer.
+    complete: bool
+    report: PruneReport | None
 
-    loaded: a model to reuse (its DART setting is replaced). examples: the questions; by default those of
-    --question-file. Raises UserError for bad input; answers so far are kept.
+
+def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequence[Example] | None = None) -> Outcome:
+    """Answer what is not answered yet.
+
+    Of several processes (see `llava.eval.engine.ranks`) each answers its share, and `complete` is True in one of them:
+    the one that merges their answers, or the first where nothing was left to answer.
+
+    loaded: a model to reuse. examples: the questions; by default those of --question-file. Raises UserError for bad
+    input; answers so far are kept.
     """
-    mapping, ranks, path = dart_config_from_args(args), Ranks.from_environment(), Path(args.answers_file)
+    ranks, path = Ranks.from_environment(), Path(args.answers_file)
     _check_flags(args, ranks)
     if examples is None:
         examples = read_question_file(Path(args.question_file), Path(args.image_folder))
     examples = chunk_of(examples, args.num_chunks, args.chunk_idx)
-    settings = settings_of(args, examples, mapping)
+    settings = settings_of(args, examples)
     if not args.overwrite:
         standing(path, settings)  # refused before a model is loaded
     print(f"model: {args.model_path}\ndata: {args.question_file} ({len(examples)} questions)", flush=True)
     loaded = loaded or load(args, ranks)
-    loaded.model.config.DART_config = mapping
     if args.overwrite:
         remove(*parts_of(path))
-    with AnswersFile(ranks.part(path), settings, args.overwrite) as answers:
+    with AnswersFile(ranks.part(path), settings, args.overwrite) as answers, pruned(loaded.model, args) as handle:
         done = standing(path, settings)
-        _answer(ranks.share(examples), done, answers, loaded, args)
+        _answer(ranks.share(examples), done, answers, loaded, args, handle)
+        report = None if handle is None else handle.last
     merged = merge(path, examples, settings)
-    if ranks.count == 1 or not open_questions(examples, done):
-        return ranks.index == 0
-    return merged
+    alone = ranks.count == 1 or not open_questions(examples, done)
+    return Outcome(ranks.index == 0 if alone else merged, report)
 
 
 def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
     """Raises UserError for what can be refused before anything is read."""
+    dart_config(args)
     check_decoding(args)
+    answers, questions = Path(args.answers_file), Path(args.question_file)
+    check_regular(answers)
+    if answers.resolve() == questions.resolve():
+        raise UserError(f"--answers-file and the question file are both {answers}: choose another --answers-file")
     if args.batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, got {args.batch_size}")
     get_template(args.conv_mode)
@@ -281,7 +283,12 @@ def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _answer(
-    examples: Sequence[Example], done: Counter[Key], answers: AnswersFile, loaded: Loaded, args: argparse.Namespace
+    examples: Sequence[Example],
+    done: Counter[Key],
+    answers: AnswersFile,
+    loaded: Loaded,
+    args: argparse.Namespace,
+    handle: PruneHandle | None,
 ) -> None:
     """Append the answers of the examples without one, each batch as soon as it is there. done: answers there are."""
     todo = open_questions(examples, done)
@@ -301,7 +308,7 @@ def _answer(
                 asked = [todo[k] for k in places[: len(batch.ids)]]
                 texts = generate(loaded, batch, args, [(e.question_id, e.prompt) for e in asked])
                 if first:
-                    bar.write(_describe(loaded), file=sys.stdout)
+                    bar.write(_describe(handle), file=sys.stdout)
                     described = True
                 for example, text in zip(asked, texts, strict=True):
                     answers.append(answer_row(example, text, loaded.name))

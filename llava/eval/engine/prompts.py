@@ -28,6 +28,18 @@ class Batch:
     images: torch.Tensor | list[torch.Tensor] | None
     sizes: list[tuple[int, int]]
 
+    def inputs(self, model: Any) -> dict[str, Any]:
+        """The arguments of `generate` of a LLaVA model: on its device, images in its dtype."""
+        place, images = {"device": model.device, "dtype": model.dtype}, self.images
+        if images is not None:
+            images = images.to(**place) if isinstance(images, torch.Tensor) else [each.to(**place) for each in images]
+        return {
+            "inputs": self.ids.to(model.device),
+            "attention_mask": self.mask.to(model.device),
+            "images": images,
+            "image_sizes": self.sizes or None,
+        }
+
 
 @dataclass(frozen=True)
 class Encoded:

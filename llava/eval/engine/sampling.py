@@ -40,7 +40,12 @@ def seed_of(seed: int, *key: Any) -> int:
 
 
 def check_decoding(args: argparse.Namespace) -> None:
-    """Raises UserError for decoding flags that do not go together."""
+    """Raises UserError for decoding flags that are none or do not go together."""
+    for flag, value in (("--num_beams", args.num_beams), ("--max_new_tokens", args.max_new_tokens)):
+        if value < 1:
+            raise UserError(f"{flag} must be 1 or more, got {value}")
+    if args.top_p is not None and not 0 < args.top_p <= 1:
+        raise UserError(f"--top_p must be above 0 and at most 1, got {args.top_p}")
     if args.temperature < 0:
         raise UserError(f"--temperature must be 0 (greedy) or more, got {args.temperature}")
     if args.temperature > 0 and args.num_beams > 1:

@@ -58,7 +58,8 @@ def relative_average(row: dict[str, list[float]], whole: dict[str, list[float]],
     return statistics.mean(100 * statistics.mean(row[b]) / whole[b][0] for b in benchmarks)
 
 
-def _value(scores: list[float] | None) -> str:
+def mean_of(scores: list[float] | None) -> str:
+    """The mean over seeds, with the standard deviation where there are several."""
     if not scores:
         return NOT_RUN
     mean = f"{statistics.mean(scores):.1f}"
@@ -90,7 +91,7 @@ def table(results: dict[str, Any]) -> tuple[Row, list[tuple[str, list[Row]]], li
         rows: list[Row] = []
         for name in dict.fromkeys(SEED.sub("", s["name"]) for s in group):
             average = relative_average(scores[name], scores.get(UNPRUNED, {}), scored)
-            cells = [_value(scores[name].get(b)) for b in benchmarks]
+            cells = [mean_of(scores[name].get(b)) for b in benchmarks]
             rows.append([name, *cells, NOT_RUN if average is None else f"{average:.1f} %"])
         blocks.append((_block(results, keep), rows))
     failed = {key.split("/")[0]: why for key, f in results["cells"].items() if (why := _why_not(f))}
@@ -111,15 +112,20 @@ def _origin(results: dict[str, Any]) -> str:
     return f"{checkpoint}; {results['hardware']}."
 
 
+def markdown(heads: Row, body: list[Row]) -> list[str]:
+    """The lines of a Markdown table; a bar in a name does not end its cell."""
+    escaped = [[" ".join(cell.split()).replace("|", "\\|") for cell in row] for row in (heads, *body)]
+    escaped.insert(1, ["---"] * len(heads))
+    return [f"| {' | '.join(row)} |" for row in escaped]
+
+
 def to_markdown(results: dict[str, Any]) -> str:
     heads, blocks, failed = table(results)
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    body: list[Row] = []
     for title, rows in blocks:
-        lines.append(f"| *{title}* |" + " |" * (len(heads) - 1))
-        lines += [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", _origin(results)]
-    lines += [f"- {name} has no score: {reason}" for name, reason in failed]
-    return "\n".join(lines) + "\n"
+        body += [[f"*{title}*", *[""] * (len(heads) - 1)], *rows]
+    notes = [f"- {name} has no score: {reason}" for name, reason in failed]
+    return "\n".join([*markdown(heads, body), "", _origin(results), *notes]) + "\n"
 
 
 def to_html(results: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import torch
 
 import dart
 from dart.utils import UserError, is_hub_name
+from llava.model.anyres import is_anyres
 from lmms_eval_dart.arguments import split
 from lmms_eval_dart.one_line import ends_in_one_line
 from lmms_eval_dart.tally import Tally
@@ -44,8 +45,8 @@ class Pruned:
             raise UserError(f"pretrained={stock.get('pretrained')} cannot be loaded: {error}") from error
         model: Any = self.model  # type: ignore[attr-defined]
         if arguments.on:
-            anyres = getattr(model.config, "image_aspect_ratio", None) == "anyres"
-            self.dart_handle = dart.prune(model, arguments.config(anyres=anyres, ratio_first=self.ratio_first))
+            config = arguments.config(anyres=is_anyres(model.config), ratio_first=self.ratio_first)
+            self.dart_handle = dart.prune(model, config)
             self._tally = Tally(model, self.dart_handle)
 
     def _rename(self, given: dict[str, Any]) -> dict[str, Any]:

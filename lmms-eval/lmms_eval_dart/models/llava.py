@@ -116,18 +116,11 @@ class Llava(lmms):
         return conversation.get_prompt()
 
     def _generate(self, batch: Batch, kwargs: dict[str, Any]) -> list[str]:
-        model, images = self.model, batch.images
-        if images is not None:
-            place = {"device": model.device, "dtype": model.dtype}
-            images = images.to(**place) if isinstance(images, torch.Tensor) else [each.to(**place) for each in images]
         sampling = {"do_sample": False}
         if kwargs["temperature"] > 0:
             sampling = {"do_sample": True, "temperature": kwargs["temperature"], "top_p": kwargs["top_p"]}
-        out = model.generate(
-            batch.ids.to(model.device),
-            images=images,
-            image_sizes=batch.sizes or None,
-            attention_mask=batch.mask.to(model.device),
+        out = self.model.generate(
+            **batch.inputs(self.model),
             num_beams=kwargs["num_beams"],
             max_new_tokens=kwargs["max_new_tokens"],
             use_cache=self.use_cache,
