@@ -102,7 +102,7 @@ def test_parts_of_other_settings_are_refused_and_overwritten(data, tmp_path, pla
     main(arguments(data, answers, "--sparse"))
     place(0, 1)
     message = refused(capsys, data, answers, "--sparse", "--max_num_trunction", "64")
-    assert "(dart.max_num_trunction: None there, 64 now;" in message
+    assert "(dart.max_num_trunction: None there, 64 now)" in message
     alone = run(data, tmp_path / "alone.jsonl", "--sparse", "--max_num_trunction", "64")
     assert run(data, answers, "--sparse", "--max_num_trunction", "64", "--overwrite") == alone
     assert parts_of(answers) == []
