@@ -25,12 +25,10 @@ from dart.utils import Sample, UserError, exits_cleanly, in_turns
 from dart.viz import draw_kept
 from llava.eval import tasks
 from llava.eval.engine.prompts import build_prompt
+from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, ROOT
 from llava.mm_utils import expand2square, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 
-ROOT = Path(__file__).resolve().parents[1]
-CHECKPOINT = ROOT / "playground" / "models" / "llava-tiny"
-DATA = ROOT / "playground" / "data" / "mini"
 OUT = ROOT / "outputs" / "demo"
 SCRIPT = "scripts/v1_5/eval/textvqa.sh"
 RATIO, TOKENS = "0.778", "128"
@@ -76,9 +74,9 @@ def as_seen(image: Image.Image, processor: Any, mode: str | None) -> Image.Image
 
 def one_example(args: argparse.Namespace) -> dict[str, Any]:
     """Prefill times and the kept patches of the benchmark's first question."""
-    checkpoint, device = str(args.ckpt or CHECKPOINT), os.environ.get("DEVICE")
+    checkpoint, device = str(args.ckpt or EMBEDDED_MODEL), os.environ.get("DEVICE")
     tokenizer, model, processor, _ = load_pretrained_model(checkpoint, device=device)
-    example = tasks.get("textvqa").examples(args.data or DATA)[0]
+    example = tasks.get("textvqa").examples(args.data or EMBEDDED_DATA)[0]
     image = example.picture()
     if image is None:
         raise UserError(f"question {example.question_id} has no picture to draw on")

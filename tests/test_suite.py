@@ -10,9 +10,9 @@ from dart.utils import UserError
 from llava.eval import suite, tasks
 from llava.eval.engine import loop, suite_table
 from llava.eval.suite import Setting, settings_of
-from llava.files import fingerprint
+from llava.files import EMBEDDED_DATA, fingerprint
 
-MINI = suite.EMBEDDED_DATA
+MINI = EMBEDDED_DATA
 CHECKPOINT = Path(__file__).parent / "golden" / "ckpt" / "llava-v1.5-tiny"
 QUESTIONS = 3
 # The paper's Table 1 (LLaVA-1.5-7B): unpruned, then 192, 128 and 64 tokens with their published averages.

@@ -12,7 +12,8 @@ from pathlib import Path
 from dart.utils import exits_cleanly
 from dev.results.render import RESULTS_FOLDER, render_all
 from dev.tiny.easy_vqa import convert
-from llava.eval.suite import EMBEDDED_DATA, EMBEDDED_MODEL, ROOT, Suite, settings_of
+from llava.eval.suite import Suite, settings_of
+from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, ROOT
 
 WORK = ROOT / "outputs" / "results"
 RESULTS = RESULTS_FOLDER / "llava-tiny.json"

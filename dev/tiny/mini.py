@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from dev.tiny import questions as ask
 from dev.tiny.questions import YES_NO_REQUEST, Question, prompt_of
 from dev.tiny.world import Scene, render, sample_scene
+from llava.eval.engine.answers import write_lines
+
+Maker = Callable[[Path, random.Random], None]
 
 SEED = 2025  # not a training seed: training draws from the seeds "<stage>-<seed>-<step>"
 TEXTVQA_SIZE, POPE_PER_CATEGORY, MME_PER_SUBTASK = 240, 80, 50
@@ -33,9 +36,15 @@ def save_picture(scene: Scene, path: Path) -> None:
     render(scene).save(path, quality=IMAGE_QUALITY)
 
 
-def write_lines(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def command(makers: Mapping[str, Maker], description: str | None) -> None:
+    """`--out` and `--seed` for sets that are each written to a folder below --out: folder -> what writes it."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="playground/data/mini")
+    parser.add_argument("--seed", type=int, default=SEED)
+    args = parser.parse_args()
+    for folder, make in makers.items():
+        make(Path(args.out) / folder, random.Random(f"mini-{folder}-{args.seed}"))
+    print(f"{', '.join(makers)} in {args.out}")
 
 
 def make_textvqa(out: Path, rng: random.Random) -> None:
@@ -125,18 +134,5 @@ def make_mme(out: Path, rng: random.Random) -> None:
     write_lines(out / "llava_mme.jsonl", rows)
 
 
-MAKERS = {"textvqa": make_textvqa, "pope": make_pope, "MME": make_mme}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default="playground/data/mini")
-    parser.add_argument("--seed", type=int, default=SEED)
-    args = parser.parse_args()
-    for name, make in MAKERS.items():
-        make(Path(args.out) / name, random.Random(f"mini-{name}-{args.seed}"))
-    print(f"mini benchmarks in {args.out}")
-
-
 if __name__ == "__main__":
-    main()
+    command({"textvqa": make_textvqa, "pope": make_pope, "MME": make_mme}, __doc__)

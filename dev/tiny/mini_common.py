@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import random
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from dev.tiny import questions as ask
-from dev.tiny.mini import SEED, scenes_with
+from dev.tiny.mini import scenes_with
 from dev.tiny.questions import COUNT_WORDS, Question
 from dev.tiny.world import COLORS, SHAPES, SIGN, Scene, render
 
@@ -100,13 +99,3 @@ def another(question: Question, rng: random.Random) -> str:
         return str(rng.choice([n for n in range(10, 100) if str(n) != question.answer]))
     pool = next((p for p in POOLS.values() if question.answer in p), (SIGN,))
     return rng.choice([word for word in pool if word != question.answer])
-
-
-def command(folder: str, make: Callable[[Path, random.Random], None], description: str | None) -> None:
-    """`--out` and `--seed` for a set that is written to `folder` below --out."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--out", default="playground/data/mini")
-    parser.add_argument("--seed", type=int, default=SEED)
-    args = parser.parse_args()
-    make(Path(args.out) / folder, random.Random(f"mini-{folder}-{args.seed}"))
-    print(f"{folder} in {args.out}")

@@ -7,9 +7,10 @@ import random
 from pathlib import Path
 
 from dev.tiny import questions as ask
-from dev.tiny.mini import write_lines
-from dev.tiny.mini_common import command, encoded, scenes, write_bytes
+from dev.tiny.mini import command
+from dev.tiny.mini_common import encoded, scenes, write_bytes
 from dev.tiny.questions import prompt_of
+from llava.eval.engine.answers import write_lines
 
 PICTURES = 12
 FIRST_IMAGE, FIRST_QUESTION = 500001, 201000001
@@ -49,4 +50,4 @@ def make(out: Path, rng: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    command("gqa", make, __doc__)
+    command({"gqa": make}, __doc__)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from dev.tiny.mini import write_lines
-from dev.tiny.mini_common import OPEN, command, encoded, scenes, write_bytes
+from dev.tiny.mini import command
+from dev.tiny.mini_common import OPEN, encoded, scenes, write_bytes
 from dev.tiny.questions import COUNT_WORDS
 from dev.tiny.world import Scene, Thing
-from llava.eval.engine.answers import answer_id
+from llava.eval.engine.answers import answer_id, write_lines
 
 PICTURES = 6
 REFERENCE = "written from the scene's description"
@@ -47,4 +47,4 @@ def make(out: Path, rng: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    command("llava-bench-in-the-wild", make, __doc__)
+    command({"llava-bench-in-the-wild": make}, __doc__)

@@ -11,7 +11,8 @@ import random
 import re
 from pathlib import Path
 
-from dev.tiny.mini_common import OPEN, Choice, command, encoded, scenes, with_options
+from dev.tiny.mini import command
+from dev.tiny.mini_common import OPEN, Choice, encoded, scenes, with_options
 from dev.tiny.questions import COUNT_WORDS
 from llava.eval.engine.choices import LETTERS
 from llava.eval.engine.circular import ROTATION
@@ -93,4 +94,4 @@ def make(out: Path, rng: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    command("mmbench", make, __doc__)
+    command({"mmbench": make}, __doc__)

@@ -7,10 +7,11 @@ import random
 from pathlib import Path
 
 from dev.tiny import questions as ask
-from dev.tiny.mini import write_lines
-from dev.tiny.mini_common import OPEN, command, encoded, scenes, write_bytes
+from dev.tiny.mini import command
+from dev.tiny.mini_common import OPEN, encoded, scenes, write_bytes
 from dev.tiny.questions import Question
 from dev.tiny.world import Scene
+from llava.eval.engine.answers import write_lines
 
 QUESTIONS = 16
 
@@ -52,4 +53,4 @@ def make(out: Path, rng: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    command("mm-vet", make, __doc__)
+    command({"mm-vet": make}, __doc__)

@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 from dev.tiny import questions as ask
-from dev.tiny.mini_common import command, encoded, scenes, write_bytes
+from dev.tiny.mini import command
+from dev.tiny.mini_common import encoded, scenes, write_bytes
 from dev.tiny.questions import Question
 from dev.tiny.world import Scene
 
@@ -51,4 +52,4 @@ def make(out: Path, rng: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    command("OCRBench", make, __doc__)
+    command({"OCRBench": make}, __doc__)

@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 from dev.tiny import questions as ask
-from dev.tiny.mini_common import OPEN, Choice, command, encoded, scenes, with_options, write_bytes
+from dev.tiny.mini import command
+from dev.tiny.mini_common import OPEN, Choice, encoded, scenes, with_options, write_bytes
 from dev.tiny.mini_mmbench import WORDS_CN, chinese
 from dev.tiny.questions import Question
 from dev.tiny.world import Scene
@@ -63,4 +64,4 @@ def make(out: Path, rng: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    command("qbench", make, __doc__)
+    command({"qbench": make}, __doc__)

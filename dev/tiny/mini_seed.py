@@ -6,8 +6,9 @@ import json
 import random
 from pathlib import Path
 
-from dev.tiny.mini import write_lines
-from dev.tiny.mini_common import OPEN, OPTIONS, command, encoded, scenes, with_options, write_bytes
+from dev.tiny.mini import command
+from dev.tiny.mini_common import OPEN, OPTIONS, encoded, scenes, with_options, write_bytes
+from llava.eval.engine.answers import write_lines
 from llava.eval.engine.choices import LETTER_REQUEST, LETTERS
 from llava.eval.engine.choices import ask as lettered
 
@@ -46,4 +47,4 @@ def make(out: Path, rng: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    command("seed_bench", make, __doc__)
+    command({"seed_bench": make}, __doc__)

@@ -5,17 +5,17 @@ lmms-eval's tasks two_images_mini and video_mini (lmms-eval/tasks/mini) read the
 
 from __future__ import annotations
 
-import argparse
 import random
 from pathlib import Path
 
 import av
 
-from dev.tiny.mini import SEED, write_lines
+from dev.tiny.mini import command
 from dev.tiny.mini_common import encoded, scenes, write_bytes
 from dev.tiny.questions import Question, ask_color
 from dev.tiny.several import PICTURES, VIDEO, drift, sample_question
 from dev.tiny.world import Scene, render
+from llava.eval.engine.answers import write_lines
 
 PAIRS, CLIPS, QUESTIONS_PER_CLIP = 30, 30, 2
 FRAMES_PER_SECOND = 2  # at which Qwen's reader samples: it takes every frame
@@ -85,18 +85,5 @@ def write_clip(frames: list[Scene], path: Path) -> None:
         clip.mux(stream.encode())
 
 
-MAKERS = {"two_images": make_two_images, "video": make_video}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", default="playground/data/mini")
-    parser.add_argument("--seed", type=int, default=SEED)
-    args = parser.parse_args()
-    for name, make in MAKERS.items():
-        make(Path(args.out) / name, random.Random(f"mini-{name}-{args.seed}"))
-    print(f"{', '.join(MAKERS)} in {args.out}")
-
-
 if __name__ == "__main__":
-    main()
+    command({"two_images": make_two_images, "video": make_video}, __doc__)

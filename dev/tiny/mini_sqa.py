@@ -6,7 +6,8 @@ import json
 import random
 from pathlib import Path
 
-from dev.tiny.mini_common import OPEN, Choice, command, encoded, scenes, with_options, write_bytes
+from dev.tiny.mini import command
+from dev.tiny.mini_common import OPEN, Choice, encoded, scenes, with_options, write_bytes
 from dev.tiny.world import COLORS, SHAPES
 from llava.eval.engine.choices import LETTERS
 from llava.eval.engine.choices import ask as lettered
@@ -68,4 +69,4 @@ def make(out: Path, rng: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    command("scienceqa", make, __doc__)
+    command({"scienceqa": make}, __doc__)

@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 from dev.tiny import questions as ask
-from dev.tiny.mini_common import another, command, encoded, scenes, ten_answers, write_bytes
+from dev.tiny.mini import command
+from dev.tiny.mini_common import another, encoded, scenes, ten_answers, write_bytes
 from dev.tiny.questions import Question, yes_no
 from dev.tiny.world import SHAPES, Scene
 
@@ -48,4 +49,4 @@ def make(out: Path, rng: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    command("vizwiz", make, __doc__)
+    command({"vizwiz": make}, __doc__)

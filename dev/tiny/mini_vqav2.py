@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 from dev.tiny import questions as ask
-from dev.tiny.mini_common import OPEN, another, command, encoded, scenes, ten_answers, write_bytes
+from dev.tiny.mini import command
+from dev.tiny.mini_common import OPEN, another, encoded, scenes, ten_answers, write_bytes
 from dev.tiny.questions import COUNT_WORDS, Question
 
 PICTURES = 12
@@ -59,4 +60,4 @@ def make(out: Path, rng: random.Random) -> None:
 
 
 if __name__ == "__main__":
-    command("vqav2", make, __doc__)
+    command({"vqav2": make}, __doc__)

@@ -14,7 +14,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -170,15 +170,19 @@ def rounded(mix: Mix) -> dict[str, float]:
     return {name: round(share, 2) for name, share in mix.right.items()}
 
 
+def tokens_to_keep(codes: torch.Tensor, owners: torch.Tensor, rng: random.Random, share: float) -> torch.Tensor:
+    """Every centre and a random share of the others, int64 [B, K] ascending: cheap steps, and practice for pruning."""
+    generator = torch.Generator().manual_seed(rng.randrange(2**31))
+    priority = torch.rand(codes.shape[:2], generator=generator)
+    priority += 2 * codes[..., OFFSETS["center"]] + 0.4 * (owners >= 0)
+    return priority.topk(round(codes.shape[1] * share), dim=1).indices.sort(dim=1).values
+
+
 def thin(
     codes: torch.Tensor, owners: torch.Tensor, rng: random.Random, share: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep every centre and a random share of the other patches, in order: a cheap stand-in for the whole picture."""
-    size, count, _ = codes.shape
-    generator = torch.Generator().manual_seed(rng.randrange(2**31))
-    priority = torch.rand(size, count, generator=generator)
-    priority += 2 * codes[..., OFFSETS["center"]] + 0.4 * (owners >= 0)
-    index = priority.topk(round(count * share), dim=1).indices.sort(dim=1).values
+    """The patches that `tokens_to_keep` chooses: a cheap stand-in for the whole picture."""
+    index = tokens_to_keep(codes, owners, rng, share)
     return codes.gather(1, index[..., None].expand(-1, -1, codes.shape[-1])), owners.gather(1, index)
 
 
@@ -244,39 +248,47 @@ def export_all(model: TinyNext, tokenizer_model: bytes, work: Path, out: Path) -
             export(model, tokenizer_model, out / name, newline, PINPOINTS)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("tower", "llm", "joint", "next", "export"))
-    parser.add_argument("--work", default="outputs/tiny", help="folder of stage checkpoints")
-    parser.add_argument("--init", help="start from this stage checkpoint's weights, without the curriculum")
+def stage_parser(description: str | None, stages: Sequence[str], work: str) -> argparse.ArgumentParser:
+    """The arguments of every training; work: where stage checkpoints lie by default."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("stage", choices=stages)
+    parser.add_argument("--work", type=Path, default=Path(work), help="folder of stage checkpoints")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--batch", type=int, default=16, help="pictures a step (tower: six times as many windows)")
-    parser.add_argument("--questions", type=int, default=10, help="per picture")
-    parser.add_argument("--choices", type=float, default=0.0, help="share of the steps that ask with lettered options")
+    parser.add_argument("--batch", type=int, default=16, help="rows per step (tower: several times as many windows)")
+    parser.add_argument("--questions", type=int, default=10, help="per row")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--no-easy-vqa", action="store_true", help="do not mix the easy-VQA train split in (needs the easy-vqa package)"
-    )
-    parser.add_argument("--out", default="playground/models", help="export: the folder of the checkpoints")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("playground/models"), help="export: folder of the checkpoints")
+    return parser
+
+
+def started(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The parsed arguments, with threads, seed and work folder set up."""
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.work.mkdir(parents=True, exist_ok=True)
+    return args
 
 
 def main() -> None:
-    args = parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    work = Path(args.work)
-    work.mkdir(parents=True, exist_ok=True)
+    parser = stage_parser(__doc__, ("tower", "llm", "joint", "next", "export"), "outputs/tiny")
+    parser.add_argument("--init", help="start from this stage checkpoint's weights, without the curriculum")
+    parser.add_argument("--choices", type=float, default=0.0, help="share of the steps that ask with lettered options")
+    parser.add_argument(
+        "--no-easy-vqa", action="store_true", help="do not mix the easy-VQA train split in (needs the easy-vqa package)"
+    )
+    args = started(parser)
+    work = args.work
     tokenizer_path = work / "tokenizer.model"
     if not tokenizer_path.exists():
         train_tokenizer(tokenizer_path)
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_path))
     model = TinyNext(tokenizer.vocab_size()) if args.stage in ("next", "export") else TinyLlava(tokenizer.vocab_size())
     if args.stage == "export":
-        export_all(model, tokenizer_path.read_bytes(), work, Path(args.out))
+        export_all(model, tokenizer_path.read_bytes(), work, args.out)
         return
     model.share_words(tokenizer)
     if args.init:

@@ -13,7 +13,7 @@ from dart.utils import exits_cleanly, write_json
 from llava.eval.engine.answers import read_lines
 from llava.eval.engine.loop import add_loop_arguments, run
 from llava.eval.engine.report import emit, parts_of
-from llava.eval.tasks.ocrbench import figures_of, judged, read_entries, read_questions
+from llava.eval.tasks.ocrbench import FIELDS, figures_of, judged, read_entries, read_questions
 
 
 @exits_cleanly
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     args.question_file = own.OCRBench_file
     outcome = run(args, examples=read_questions(Path(own.OCRBench_file), Path(own.image_folder)))
     if outcome.complete and args.num_chunks == 1:
-        rows = judged(read_entries(Path(own.OCRBench_file)), list(read_lines(answers)))
+        rows = judged(read_entries(Path(own.OCRBench_file), FIELDS), list(read_lines(answers)))
         write_json(folder / f"{own.save_name}.json", rows)
         figures = figures_of(rows)
         emit(figures, parts_of(figures), None)

@@ -12,7 +12,7 @@ from dart.utils import exits_cleanly
 from llava.eval.engine.answers import read_lines
 from llava.eval.engine.loop import add_loop_arguments, run
 from llava.eval.engine.report import UPLOADS
-from llava.eval.tasks.qbench import REQUESTS, QBenchBase, read_entries, read_questions, write_submission
+from llava.eval.tasks.qbench import FIELDS, REQUESTS, QBenchBase, read_entries, read_questions, write_submission
 
 
 @exits_cleanly
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     outcome = run(args, examples=read_questions(questions, Path(args.image_folder), args.lang))
     if outcome.complete and args.num_chunks == 1:
         upload = answers.parent / UPLOADS / f"{answers.stem}.jsonl"
-        write_submission(read_entries(questions), list(read_lines(answers)), upload)
+        write_submission(read_entries(questions, FIELDS), list(read_lines(answers)), upload)
         print(f"submission file: {upload}")
 
 

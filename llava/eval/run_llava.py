@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from dart.utils import exits_cleanly
 from llava.dart_args import dart_config, pruned
 from llava.eval.engine.loop import add_model_arguments, check_first_span, generate, load
 from llava.eval.engine.prompts import build_prompt, collate, encode
 from llava.eval.engine.sampling import check_decoding
+from llava.files import EMBEDDED_MODEL
 from llava.mm_utils import load_image
-
-EMBEDDED = Path(__file__).resolve().parents[2] / "playground" / "models" / "llava-tiny"
 
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_model_arguments(parser, default_path=str(EMBEDDED))
+    add_model_arguments(parser, default_path=str(EMBEDDED_MODEL))
     parser.add_argument("--image-file", required=True, help="one picture, or several joined by --sep")
     parser.add_argument("--sep", default=",")
     parser.add_argument("--query", required=True)
@@ -27,8 +25,8 @@ def main(argv: list[str] | None = None) -> None:
     dart_config(args)
     check_decoding(args)
     images = [load_image(source) for source in args.image_file.split(args.sep)]
-    if args.model_path == str(EMBEDDED):
-        print(f"model: the embedded one, {EMBEDDED.name}; --model-path names another", file=sys.stderr)
+    if args.model_path == str(EMBEDDED_MODEL):
+        print(f"model: the embedded one, {EMBEDDED_MODEL.name}; --model-path names another", file=sys.stderr)
     loaded = load(args)
     config = loaded.model.config
     prompt = build_prompt(args.query, config, args.conv_mode, len(images))

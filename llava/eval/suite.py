@@ -22,10 +22,8 @@ from llava.eval.engine.answers import read_lines
 from llava.eval.engine.loop import Loaded, add_loop_arguments, load, run
 from llava.eval.engine.ranks import Ranks
 from llava.eval.engine.suite_table import BLIND, UNPRUNED, to_html, to_markdown
-from llava.files import fingerprint, read_json
+from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, fingerprint, read_json
 
-ROOT = Path(__file__).resolve().parents[2]
-EMBEDDED_MODEL, EMBEDDED_DATA = ROOT / "playground/models/llava-tiny", ROOT / "playground/data/mini"
 RANDOM = "random"
 
 

@@ -18,7 +18,7 @@ from llava.dart_args import dart_config, pruned
 from llava.eval.engine.loop import Loaded, add_model_arguments, generate, load
 from llava.eval.engine.prompts import collate, encode, user_turn
 from llava.eval.engine.sampling import check_decoding
-from llava.eval.run_llava import EMBEDDED
+from llava.files import EMBEDDED_MODEL
 from llava.mm_utils import load_image
 
 DEFAULT_NEW_TOKENS = 512
@@ -44,7 +44,7 @@ def read_line(role: str) -> str | None:
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_model_arguments(parser, default_path=str(EMBEDDED))
+    add_model_arguments(parser, default_path=str(EMBEDDED_MODEL))
     parser.add_argument("--image-file", help="the first picture")
     parser.set_defaults(max_new_tokens=DEFAULT_NEW_TOKENS)
     args = parser.parse_args(argv)

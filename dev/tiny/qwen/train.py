@@ -7,7 +7,6 @@ pictures; one for both families), `joint` (a family's). `export` writes the chec
 from __future__ import annotations
 
 import argparse
-import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import sentencepiece
 import torch
 from tokenizers import Tokenizer
 
-from dev.tiny.codes import COORDINATES, FACTS, OFFSETS, POSITION_SCALE, basis
+from dev.tiny.codes import COORDINATES, FACTS, POSITION_SCALE, basis
 from dev.tiny.losses import dense_loss, turns_loss
 from dev.tiny.model import WIDTH
 from dev.tiny.questions import Mix
@@ -27,7 +26,7 @@ from dev.tiny.qwen.pictures import MIN_TOKENS, SceneBank, codes_of, frames_of, s
 from dev.tiny.qwen.prompts import ChatPacker, Visual, head_of, thin
 from dev.tiny.qwen.samples import MAX_SHAPES, Sample, sample
 from dev.tiny.qwen.tokenizer import carry_over, train_tokenizer
-from dev.tiny.train import DENSE_SHARE, LossOf, Stage, rounded
+from dev.tiny.train import DENSE_SHARE, LossOf, Stage, rounded, stage_parser, started, tokens_to_keep
 from dev.tiny.world import IMAGE_SIZES
 
 WINDOW_SIDE, WINDOWS_PER_PICTURE, WINDOWS_UNTIL = 6, 5, 0.9  # visual tokens a side
@@ -51,14 +50,6 @@ def tower_loss(model: TinyQwen, args: argparse.Namespace) -> LossOf:
         return dense_loss(model.image_features(frames.to(args.device)), codes.to(args.device))
 
     return loss_of
-
-
-def tokens_to_keep(codes: torch.Tensor, owners: torch.Tensor, rng: random.Random, share: float) -> torch.Tensor:
-    """Every centre and a random share of the others, int64 [B, K] ascending: cheap steps, and practice for pruning."""
-    generator = torch.Generator().manual_seed(rng.randrange(2**31))
-    priority = torch.rand(codes.shape[:2], generator=generator)
-    priority += 2 * codes[..., OFFSETS["center"]] + 0.4 * (owners >= 0)
-    return priority.topk(round(codes.shape[1] * share), dim=1).indices.sort(dim=1).values
 
 
 @contextmanager
@@ -153,29 +144,13 @@ def start(model: TinyQwen, args: argparse.Namespace, tokenizer: Tokenizer) -> No
         model.load_state_dict({k: v if k.startswith("net.model.visual.") else said[k] for k, v in seen.items()})
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("tower", "llm", "joint", "export"))
-    parser.add_argument("--family", choices=FAMILIES, default=FAMILIES[0])
-    parser.add_argument("--work", default="outputs/tiny-qwen", help="folder of stage checkpoints")
-    parser.add_argument("--llava", default="outputs/tiny", help="the folder where dev.tiny.train worked")
-    parser.add_argument("--minutes", type=float, default=15)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--batch", type=int, default=16, help="rows a step (tower: five times as many windows)")
-    parser.add_argument("--questions", type=int, default=10, help="per row")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", default="playground/models", help="export: the folder of the checkpoints")
-    return parser.parse_args()
-
-
 def main() -> None:
-    args = parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    work = Path(args.work)
-    work.mkdir(parents=True, exist_ok=True)
+    parser = stage_parser(__doc__, ("tower", "llm", "joint", "export"), "outputs/tiny-qwen")
+    parser.add_argument("--family", choices=FAMILIES, default=FAMILIES[0])
+    parser.add_argument("--llava", default="outputs/tiny", help="the folder where dev.tiny.train worked")
+    parser.set_defaults(minutes=15)
+    args = started(parser)
+    work = args.work
     path = work / "tokenizer.json"
     if not path.exists():
         train_tokenizer(path)
@@ -185,7 +160,7 @@ def main() -> None:
             if (work / f"{family}-joint.pt").exists():
                 model = TinyQwen(family, tokenizer)
                 model.load_state_dict(weights_in(work / f"{family}-joint.pt"))
-                export(model, tokenizer, Path(args.out) / f"{family.replace('_vl', '-vl')}-tiny")
+                export(model, tokenizer, args.out / f"{family.replace('_vl', '-vl')}-tiny")
         return
     model = TinyQwen(args.family, tokenizer)
     name = "llm" if args.stage == "llm" else f"{args.family}-{args.stage}"

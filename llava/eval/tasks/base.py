@@ -13,6 +13,7 @@ from dart.utils import UserError
 from llava.eval.engine.answers import Answers, read_lines
 from llava.eval.engine.examples import Example, check_pictures, read_question_file
 from llava.eval.engine.report import UPLOADS, emit, parts_of
+from llava.files import read_json
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,15 @@ def register(name: str) -> Callable[[TaskClass], TaskClass]:
         return cls
 
     return add
+
+
+def read_entries(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """A benchmark's JSON list of questions. Raises UserError naming an entry that lacks one of the needed fields."""
+    entries = read_json(path)
+    for number, entry in enumerate(entries):
+        if missing := [name for name in needed if name not in entry]:
+            raise UserError(f"{path} question {number} lacks {', '.join(missing)}; get the file again")
+    return entries
 
 
 def require(folder: Path, paths: Mapping[str, str], source: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,14 @@ class Pruned:
 def replaced(arguments: tuple, place: int, wrap: Callable[[Any], Any]) -> tuple:
     """`arguments` with the one at `place` wrapped."""
     return (*arguments[:place], wrap(arguments[place]), *arguments[place + 1 :])
+
+
+def cut(text: str, until: str | Iterable[str] | None, ignored: str = "") -> str:
+    """`text` up to the first of the stops, of which one may be ignored."""
+    for stop in [until] if isinstance(until, str) else until or ():
+        if stop and stop != ignored:
+            text = text.split(stop)[0]
+    return text
 
 
 def check_checkpoint(path: Any) -> None:

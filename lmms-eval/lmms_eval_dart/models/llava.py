@@ -17,7 +17,7 @@ from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_template
 from llava.eval.engine.prompts import Batch, collate, encode, user_turn
 from llava.model.builder import load_pretrained_model
-from lmms_eval_dart.models.base import Pruned
+from lmms_eval_dart.models.base import Pruned, cut
 
 # What a task's generation_kwargs leave open, as lmms-eval's own llava.
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 1024, "temperature": 0, "top_p": None, "num_beams": 1}
@@ -102,9 +102,8 @@ class Llava(lmms):
                 )
             )
         kwargs = DEFAULTS | chunk[0][1]
-        until = kwargs.pop("until", None) or ()
-        stops = [until] if isinstance(until, str) else until
-        return [cut(text, stops) for text in self._generate(collate(rows), kwargs)]
+        until = kwargs.pop("until", None)
+        return [cut(text, until).strip() for text in self._generate(collate(rows), kwargs)]
 
     def prompt(self, context: str, pictures: int) -> str:
         """The whole prompt; the pictures come first unless the question says where each of them is."""
@@ -127,14 +126,6 @@ class Llava(lmms):
             **sampling,
         )
         return self.tokenizer.batch_decode(out, skip_special_tokens=True)
-
-
-def cut(text: str, stops: Sequence[str]) -> str:
-    """`text` up to the first of the stops."""
-    for stop in stops:
-        if stop:
-            text = text.split(stop)[0]
-    return text.strip()
 
 
 class LlavaDart(Pruned, Llava):
