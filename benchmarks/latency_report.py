@@ -9,24 +9,10 @@ from typing import Any
 from benchmarks.plot import Curve, line_chart
 
 MEGA = 1e6
-HEADS = (
-    "setting",
-    "visual",
-    "vision",
-    "before K",
-    "select",
-    "after K",
-    "prefill",
-    "first token",
-    "a token",
-    "total",
-    "prefill x",
-    "limit x",
-    "total x",
-    "of oracle",
-    "KV MB",
-    "peak MB",
-)
+HEADS = [
+    "setting", "visual", "vision", "before K", "select", "after K", "prefill", "first token", "a token", "total",
+    "prefill x", "limit x", "total x", "of oracle", "KV MB", "peak MB",
+]  # fmt: skip
 
 
 def _ms(row: dict[str, Any], name: str) -> str:
@@ -60,7 +46,7 @@ def to_text(rows: list[dict[str, Any]]) -> str:
     """Aligned columns, one table for each group."""
     lines = []
     for title, members in groups(rows):
-        table = [list(HEADS), *(cells(row) for row in members)]
+        table = [HEADS, *(cells(row) for row in members)]
         widths = [max(len(line[k]) for line in table) for k in range(len(HEADS))]
         lines += ["", f"{title}, {members[0]['tokens']} tokens, milliseconds (median ± half the interquartile range)"]
         lines += ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in table]

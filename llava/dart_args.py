@@ -15,17 +15,10 @@ from llava.model.anyres import is_anyres
 
 DEFAULTS = DartConfig()
 NEXT_TOKENS = 320  # LLaVA-NeXT's, as `retain_token_num_for_llava_next` of the research code
-SETTINGS = (
-    "pruned_layer",
-    "max_num_trunction",
-    "reduction_ratio",
-    "pivot_image_token",
-    "pivot_text_token",
-    "pivot_order",
-    "scope",
-    "strategy",
-    "seed",
-)
+SETTINGS = [
+    "pruned_layer", "max_num_trunction", "reduction_ratio", "pivot_image_token", "pivot_text_token", "pivot_order",
+    "scope", "strategy", "seed",
+]  # fmt: skip
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 
 

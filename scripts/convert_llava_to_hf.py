@@ -31,11 +31,7 @@ from llava.model.anyres import is_anyres, parse_pinpoints
 from llava.model.builder import load_pretrained_model
 
 PROJECTOR = {"0": "linear_1", "2": "linear_2"}
-TEXT_CONFIGS: dict[str, Any] = {
-    "llava_llama": LlamaConfig,
-    "llava_mistral": MistralConfig,
-    "llava_qwen": Qwen2Config,
-}
+TEXT_CONFIGS: dict[str, Any] = {"llava_llama": LlamaConfig, "llava_mistral": MistralConfig, "llava_qwen": Qwen2Config}
 CHAT = (
     "{%% for message in messages %%}{%% if loop.first %%}%s {%% endif %%}"
     "{%% if message['role'] == 'user' %%}USER: "

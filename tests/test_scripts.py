@@ -108,11 +108,6 @@ def test_every_script_says_what_it_runs_on_first(name: str, tmp_path: Path) -> N
     assert result.stderr.strip().startswith("error: --reduction_ratio") and "1.5" in result.stderr
 
 
-def test_scripts_are_thin() -> None:
-    for path in (ROOT / "scripts").glob("v1_*/eval/*.sh"):
-        assert len(path.read_text().splitlines()) < 15, path
-
-
 STUB = "#!{python}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n"
 
 

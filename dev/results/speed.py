@@ -38,7 +38,7 @@ def latency_tables(result: dict[str, Any]) -> str:
     lines = []
     for title, rows in groups(result["rows"]):
         lines += [f"**{result['model']}**, {title}, {rows[0]['tokens']} tokens, decoding: {result['engine']}", ""]
-        lines += [*markdown(list(HEADS), [cells(row) for row in rows]), ""]
+        lines += [*markdown(HEADS, [cells(row) for row in rows]), ""]
     rates = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in result["rates"].items())
     lines += [f"Measured beside it: {rates}. {result['note']}".rstrip(), "", _source(result)]
     return "\n".join(lines)

@@ -144,11 +144,7 @@ class SceneBank:
             )
             indices.append(grid[rows, columns].ravel())
             codes.append(code[rows, columns].reshape(side * side, -1))
-        return (
-            normalise(np.stack(pictures)),
-            torch.from_numpy(np.stack(indices)),
-            torch.from_numpy(np.stack(codes)),
-        )
+        return (normalise(np.stack(pictures)), torch.from_numpy(np.stack(indices)), torch.from_numpy(np.stack(codes)))
 
 
 def _window_corner(scene: Scene, rng: random.Random, side: int) -> tuple[int, int]:

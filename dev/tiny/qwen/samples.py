@@ -10,15 +10,7 @@ import torch
 
 from dev.tiny.codes import position_features
 from dev.tiny.questions import Mix, Question, sample_questions
-from dev.tiny.qwen.pictures import (
-    MIN_TOKENS,
-    TRAINED_TOKENS,
-    Grid,
-    codes_of,
-    frames_of,
-    sample_grid,
-    scenes_of_size,
-)
+from dev.tiny.qwen.pictures import MIN_TOKENS, TRAINED_TOKENS, Grid, codes_of, frames_of, sample_grid, scenes_of_size
 from dev.tiny.qwen.prompts import Visual, places_of
 from dev.tiny.several import FRAMES, VIDEO, drift, sample_of_two, sample_question
 from dev.tiny.world import IMAGE_SIZES, Scene

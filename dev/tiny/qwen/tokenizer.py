@@ -51,9 +51,7 @@ def train_tokenizer(path: Path) -> None:
     lines = [f"system\n{SYSTEM}\nuser\n\nassistant\n", SHORT_ANSWER, YES_NO_REQUEST]
     lines += [f"{w} {w}" for w in (*WORDS, *MORE_WORDS)] + list(FIRST_WORDS)
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(SPECIALS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=VOCAB_SIZE - len(SPECIALS), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator([line for line in lines for _ in range(REPEATS)], trainer)
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIALS])

@@ -33,18 +33,10 @@ from llava.model.builder import load_pretrained_model
 
 GREY = 128
 GPU_WORKERS = 2
-SETTINGS = (
-    "torch_dtype",
-    "attn_implementation",
-    "conv_mode",
-    "temperature",
-    "top_p",
-    "num_beams",
-    "max_new_tokens",
-    "blind",
-    "num_chunks",
-    "chunk_idx",
-)
+SETTINGS = [
+    "torch_dtype", "attn_implementation", "conv_mode", "temperature", "top_p", "num_beams", "max_new_tokens", "blind",
+    "num_chunks", "chunk_idx",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -83,9 +83,7 @@ def figures_of(truth: Mapping[str, Any], grades: Mapping[str, Mapping[str, Any]]
 class MmVet(Task):
     folder = "mm-vet"
     source = "https://github.com/yuweihao/MM-Vet (mm-vet.zip) and LLaVA's eval.zip (the question file)"
-    splits = {
-        "test": Split({QUESTIONS: "questions", IMAGES: "pictures", TRUTH: "ground truth"}, QUESTIONS, IMAGES),
-    }
+    splits = {"test": Split({QUESTIONS: "questions", IMAGES: "pictures", TRUTH: "ground truth"}, QUESTIONS, IMAGES)}
     max_new_tokens = 1024
 
     def score(

@@ -37,11 +37,7 @@ def score_answers(annotations: dict[str, Any], answers: Answers) -> dict[str, An
                 f"answer to image {key[0]}, question {key[1]!r} is not in the annotations; are they of the same split?"
             )
         total += vqa_accuracy(row["text"], references[key])
-    return {
-        "score": percent(total, len(answers)),
-        "samples": len(answers),
-        "annotated": len(references),
-    }
+    return {"score": percent(total, len(answers)), "samples": len(answers), "annotated": len(references)}
 
 
 @register("textvqa")

@@ -35,10 +35,7 @@ class VizWiz(Task):
     source = "https://vizwiz.org/tasks-and-datasets/vqa (pictures and val.json) and LLaVA's eval.zip (llava_test.jsonl)"
     splits = {
         "test": Split(
-            {TEST: "questions", "test": "pictures"},
-            TEST,
-            "test",
-            "https://eval.ai/web/challenges/challenge-page/2185",
+            {TEST: "questions", "test": "pictures"}, TEST, "test", "https://eval.ai/web/challenges/challenge-page/2185"
         ),
         "val": Split({VAL: "questions and answers", "val": "pictures"}, VAL, "val"),
     }
