@@ -1,7 +1,7 @@
 """Compiles the kernels for a Hopper GPU without having one: `python -m benchmarks.builds [--out FILE]`; JSON last line.
 
 Triton brings NVIDIA's assembler. The arguments are those of a LLaVA-NeXT-7B prefill, 2880 -> 324 tokens, recorded from
-launches with CPU tensors. Prints registers a thread, bytes that a thread spills, shared memory, barriers, and how many
+launches with CPU tensors. Prints registers and spilled bytes per thread, shared memory, barriers, and how many
 instructions multiply on the tensor cores.
 """
 
@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
 from benchmarks.arguments import check_known, list_of
-from benchmarks.report import print_table, publish
+from benchmarks.output import print_table, publish
 from dart import kernels
 from dart.selection import plan_batch
 from dart.utils import DTYPES, exits_cleanly, provenance

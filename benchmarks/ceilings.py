@@ -1,4 +1,4 @@
-"""What the machine gives: bytes a second and multiplications a second, measured."""
+"""What the machine gives: bytes per second and multiplications per second, measured."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def _wait(device: torch.device) -> None:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes read and written a second by a large copy."""
+    """Bytes read and written per second by a large copy."""
     source = torch.ones(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() / seconds_of(lambda: target.copy_(source), device)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second (multiplications and additions) of a large square matrix product."""
+    """Operations per second (multiplications and additions) of a large square matrix product."""
     side = MATRIX_SIDE[device.type]
     left, right = torch.randn(2, side, side, device=device).to(dtype).unbind()
     out = torch.empty_like(left)

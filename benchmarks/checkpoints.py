@@ -28,7 +28,7 @@ def load(path: str, device: torch.device, dtype: torch.dtype, attention: str) ->
 
 
 def prompt(model: Any, batch: int, images: int | None) -> Workload:
-    """A batch of prompts of `images` pictures (default: one) for a loaded checkpoint."""
+    """A batch of prompts of `images` images (default: one) for a loaded checkpoint."""
     if model.config.model_type in LANGUAGE_MODELS:
         return _original(model, batch, images or 1)
     shape = SHAPES[PLACEHOLDERS[model.config.model_type]]

@@ -22,7 +22,7 @@ ENGINES = {
 
 
 def answer_positions(work: Workload, answer_tokens: int) -> list[torch.Tensor]:
-    """The positions of an answer's tokens, known beforehand; behind a prefill, which sets M-RoPE's offset.
+    """The positions of an answer's tokens, known beforehand; after a prefill, which sets M-RoPE's offset.
 
     Told them, no model reads its cache's length on the host.
     """

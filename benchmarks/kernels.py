@@ -21,13 +21,13 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 import dart
 from benchmarks.arguments import check_known, list_of, positive
 from benchmarks.ceilings import copy_rate, seconds_of
-from benchmarks.report import print_table, publish
+from benchmarks.output import print_table, publish
 from dart import kernels
 from dart.masks import gather_inputs
 from dart.selection import plan_batch, select_rows
 from dart.utils import DTYPES, device_of, exits_cleanly, provenance
 
-TEXT = 35  # tokens before the picture, and behind it
+TEXT = 35  # tokens before the image, and after it
 SETS = 4  # of inputs; together larger than a GPU's cache
 
 
@@ -51,7 +51,7 @@ SHAPES = {
 
 
 class Case:
-    """One selection and the gathering behind it, over and over, on `SETS` inputs in turns."""
+    """One selection and the gathering after it, over and over, on `SETS` inputs in turns."""
 
     def __init__(self, sizes: Sizes, batch: int, device: torch.device, dtype: torch.dtype):
         tokens, (heads, head) = sizes.visual + 2 * TEXT, sizes.keys

@@ -21,8 +21,8 @@ from benchmarks.ceilings import copy_rate, matmul_rate
 from benchmarks.engines import ENGINES, Engine
 from benchmarks.latency_report import draw, limits_text, to_text
 from benchmarks.measure import Plan, measure, settings_for
+from benchmarks.output import publish
 from benchmarks.plot import check_chart
-from benchmarks.report import publish
 from benchmarks.shapes import SHAPES, Shape, Workload, build, workload
 from dart import strategies
 from dart.compiled import compile_layers

@@ -82,7 +82,7 @@ class Prepared:
 
 
 def settings_for(strategies: list[str], keeps: list[int | float], layer: int) -> list[Setting]:
-    """The unpruned model, every strategy at every budget, and behind them DART's tokens given for free."""
+    """The unpruned model, every strategy at every budget, and after them DART's tokens given for free."""
     settings = [Setting(UNPRUNED)]
     for keep in keeps:
         settings += [
@@ -149,7 +149,7 @@ def _limits(prepared: Prepared, decoder: flops.Decoder, layer: int) -> dict[str,
 
 
 def _memory(prepared: Prepared, plan: Plan) -> dict[str, int | None]:
-    """Bytes of the cache behind a prefill, and of everything alive at once in it, in a run of its own; in another one
+    """Bytes of the cache after a prefill, and of everything alive at once in it, in a run of its own; in another one
     how often the host waited for a GPU."""
     caches: list[Cache] = []
     peak = peak_bytes(lambda: caches.append(prepared.run(plan)[1]), prepared.work.model.device)

@@ -1,4 +1,4 @@
-"""Selection over up to 100,000 visual tokens (videos, many pictures): `python -m benchmarks.scaling`.
+"""Selection over up to 100,000 visual tokens (videos, many images): `python -m benchmarks.scaling`.
 
 Time and peak memory of what the pruner does in front of layer K (the final norm, and the selection) at the width of
 Qwen2.5-VL-7B, in one pool and in spans of 1,024 tokens; a straight line is fitted to the times. JSON last line.
@@ -19,9 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 import dart
 from benchmarks.arguments import budget, list_of, positive
 from benchmarks.ceilings import seconds_of
+from benchmarks.output import publish
 from benchmarks.phases import peak_bytes
 from benchmarks.plot import Curve, check_chart, line_chart
-from benchmarks.report import publish
 from dart.selection import select_rows
 from dart.utils import DTYPES, device_of, exits_cleanly, provenance
 
@@ -64,7 +64,7 @@ def measure(visual: int, scope: str, keep: float, device: torch.device, dtype: t
 
 
 def line_through(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Least squares ms = offset + slope * visual, the slope in microseconds a token, and R^2."""
+    """Least squares ms = offset + slope * visual, the slope in microseconds per token, and R^2."""
     x, y = [float(row["visual"]) for row in rows], [float(row["ms"]) for row in rows]
     slope, offset = statistics.linear_regression(x, y)
     return {

@@ -10,7 +10,7 @@ import torch
 import dart
 from benchmarks.arguments import check_known, list_of, positive
 from benchmarks.ceilings import seconds_of
-from benchmarks.report import print_table, publish
+from benchmarks.output import print_table, publish
 from dart.utils import DTYPES, exits_cleanly, provenance
 
 SHAPES = {"llava-7b": (620, 576), "next-7b": (2900, 2880)}

@@ -45,7 +45,7 @@ COLOURS = 3
 class Shape:
     """Sizes of a model and of its usual prompt.
 
-    family: transformers' model_type. images: pictures, or views of one picture (LLaVA-NeXT), of `side` pixels;
+    family: transformers' model_type. images: images, or views of one image (LLaVA-NeXT), of `side` pixels;
     text_before, text_after: text tokens around them; keep: the budgets measured by default.
     """
 
@@ -151,7 +151,7 @@ def build(shape: Shape, device: torch.device, dtype: torch.dtype, attention: str
 
 
 def workload(shape: Shape, model: Any, batch: int) -> Workload:
-    """Random pictures and words for `model`, a model of that shape; every row of the batch has pictures of its own."""
+    """Random images and words for `model`, a model of that shape; every row of the batch has images of its own."""
     generator = torch.Generator().manual_seed(0)
     config = model.config
     patches = (shape.side // config.vision_config.patch_size) ** 2

@@ -1,4 +1,4 @@
-"""Pictures and prompts on their way into the model."""
+"""Images and prompts on their way into the model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.
 
 
 def load_image(path: str) -> Image.Image:
-    """A picture (file path or http(s) URL) as RGB, EXIF rotation ignored as LLaVA does.
+    """An image (file path or http(s) URL) as RGB, EXIF rotation ignored as LLaVA does.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that is truncated or not a picture; both name it.
+    Raises FileNotFoundError for a missing file, ValueError for one that is truncated or not an image; both name it.
     """
     source: Any = path
     if str(path).startswith(("http://", "https://")):
@@ -68,7 +68,7 @@ def read_image(source: Any, name: str) -> Image.Image:
 
 
 def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
-    """The picture centred on a square of its longer side, filled with `background_color`."""
+    """The image centred on a square of its longer side, filled with `background_color`."""
     width, height = pil_img.size
     if width == height:
         return pil_img
@@ -81,7 +81,7 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Im
 def process_images(
     images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Pictures -> float32 [N, 3, H, W], or for anyres a list of [tiles, 3, H, W] (stacked when all have equal tiles).
+    """Images -> float32 [N, 3, H, W], or for anyres a list of [tiles, 3, H, W] (stacked when all have equal tiles).
 
     `model_cfg.image_aspect_ratio`: "pad" (square in the mean colour), "anyres" (tiles), anything else: resize and crop.
     """
@@ -99,7 +99,7 @@ def tokenizer_image_token(
 ) -> list[int] | torch.Tensor:
     """Token ids of `prompt` with `image_token_index` for every `<image>`: a list, or LongTensor [S] with "pt".
 
-    The text between pictures is tokenised piece by piece and the BOS stays only at the front.
+    The text between images is tokenised piece by piece and the BOS stays only at the front.
     """
     if return_tensors not in (None, "pt"):
         raise ValueError(f"return_tensors must be None or 'pt', got {return_tensors!r}")

@@ -77,7 +77,7 @@ def chat_template(tokenizer: Any, model_type: str) -> str | None:
 def convert_processor(
     tokenizer: Any, processor: Any, config: LlavaConfig | LlavaNextConfig, original: Any
 ) -> LlavaProcessor | LlavaNextProcessor:
-    """Text and pictures together; `tokenizer` knows the placeholder already. original: the unconverted config."""
+    """Text and images together; `tokenizer` knows the placeholder already. original: the unconverted config."""
     settings = {name: getattr(processor, name) for name in ("size", "crop_size", "image_mean", "image_std")}
     kind: Any
     if is_anyres(original):

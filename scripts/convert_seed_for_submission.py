@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dart.utils import exits_cleanly
 from llava.eval.engine.answers import read_lines
-from llava.eval.engine.report import emit, parts_of
+from llava.eval.engine.figures import emit, parts_of
 from llava.eval.tasks.seed import score_answers, write_submission
 from llava.files import read_json
 

@@ -1,4 +1,4 @@
-"""The demo: questions with and without DART, prefill times of both, a picture of the kept patches.
+"""The demo: questions with and without DART, prefill times of both, an image of the kept patches.
 
 With nothing set the embedded model answers the embedded TextVQA; --ckpt and --data name a LLaVA-1.5 checkpoint and a
 folder that holds textvqa/. The last line of the output is a JSON object with the figures.
@@ -64,7 +64,7 @@ def prefill_ms(model: Any, ids: torch.Tensor, pixels: torch.Tensor, config: dart
 
 
 def as_seen(image: Image.Image, processor: Any, mode: str | None) -> Image.Image:
-    """The part of the picture that reaches the vision tower: padded to a square, or its middle."""
+    """The part of the image that reaches the vision tower: padded to a square, or its middle."""
     if mode == "pad":
         return expand2square(image, tuple(int(255 * m) for m in processor.image_mean))
     side, (width, height) = min(image.size), image.size

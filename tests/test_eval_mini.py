@@ -9,7 +9,7 @@ import pytest
 
 from llava.eval import tasks
 from llava.eval.engine.answers import read_lines
-from llava.eval.engine.report import parts_of
+from llava.eval.engine.figures import parts_of
 from llava.eval.tasks import mme, pope, textvqa
 
 MINI = Path(__file__).resolve().parents[1] / "playground" / "data" / "mini"

@@ -29,7 +29,7 @@ RESULTS, WORK = RESULTS_FOLDER / "qwen-tiny.json", ROOT / "outputs" / "results" 
 FOLDERS = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2_5-VL"}
 RATIOS = ["0.667", "0.778", "0.889"]
 PIXELS = "min_pixels=200704,max_pixels=401408"  # the checkpoints' own
-TALLY = re.compile(r"DART \(\w+\): ([\d.]+) -> ([\d.]+) vision tokens a sample from layer \d+, ([\d.]+) as a mean")
+TALLY = re.compile(r"DART \(\w+\): ([\d.]+) -> ([\d.]+) vision tokens per sample from layer \d+, ([\d.]+) as a mean")
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ def attention(module, query, key, value, attention_mask, picture=None, turn=None
     """query, key, value [B, H, N, D] -> ([B, N, H, D], None).
 
     Without `picture` every position sees every other (the tower). With it, the first `picture` positions are causal,
-    and behind them lie independent turns of `turn` positions, each seeing the picture and, causally, itself. To the
-    list `looks`, the guided heads append what the turns see of the prefix and the picture: [B, heads, Q, T, picture].
+    and after them lie independent turns of `turn` positions, each seeing the image and, causally, itself. To the
+    list `looks`, the guided heads append what the turns see of the prefix and the image: [B, heads, Q, T, image].
     """
     query, key = query.to(value.dtype), key.to(value.dtype)  # autocast leaves rotated ones in float32
     if picture is None:

@@ -1,4 +1,4 @@
-"""Training batches: pictures, windows of pictures, their codes, and the tokens of questions about them."""
+"""Training batches: images, windows of images, their codes, and the tokens of questions about them."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ TRAINING_LONE_SHARE = 0.25  # more than in the benchmarks: easy-VQA's questions 
 
 @dataclass
 class Texts:
-    """A batch's questions, one per row and as many for every picture, padded on the right.
+    """A batch's questions, one per row and as many for every image, padded on the right.
 
-    prefix: int64 [P], what precedes every picture; ids, labels: int64 [B * Q, T]; questions: each row's; end: the
+    prefix: int64 [P], what precedes every image; ids, labels: int64 [B * Q, T]; questions: each row's; end: the
     token that ends an answer.
     """
 
@@ -114,7 +114,7 @@ def pixels_of(scenes: list[Scene]) -> torch.Tensor:
 
 
 class SceneBank:
-    """Rendered scenes to cut windows from: a window costs a fraction of a picture, in drawing and in the tower."""
+    """Rendered scenes to cut windows from: a window costs a fraction of an image, in drawing and in the tower."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
@@ -132,7 +132,7 @@ class SceneBank:
 
     def windows(self, rng: random.Random, size: int, side: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`size` windows of side x side patches: (pixels float32 [size, 3, side * 14, side * 14],
-        patch indices int64 [size, side²] in the whole picture, codes float32 [size, side², COORDINATES])."""
+        patch indices int64 [size, side²] in the whole image, codes float32 [size, side², COORDINATES])."""
         grid = np.arange(GRID * GRID).reshape(GRID, GRID)
         pictures, indices, codes = [], [], []
         for _ in range(size):

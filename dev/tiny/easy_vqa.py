@@ -1,4 +1,4 @@
-"""easy-VQA (the PyPI package `easy-vqa`, MIT): pictures and questions that this project did not make."""
+"""easy-VQA (the PyPI package `easy-vqa`, MIT): images and questions that this project did not make."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class EasyVqa:
 
 
 def convert(split: str, out: Path, limit: int | None) -> int:
-    """Write the split in LLaVA's benchmark layout: questions, answers and pictures; returns the number of questions."""
+    """Write the split in LLaVA's benchmark layout: questions, answers and images; returns the number of questions."""
     data = EasyVqa(split)
     (out / "images").mkdir(parents=True, exist_ok=True)
     questions, answers = [], {}

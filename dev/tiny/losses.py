@@ -49,8 +49,8 @@ def guidance_loss(
 
     looks: attention [B, heads, Q, T, P]; wanted: bool [B * Q, T], the positions that predict an answer's words;
     owners: int64 [B, P], the thing of each token before the questions (-1: none). A question about nothing in the
-    picture is to look at the first `prefix` tokens. Finding this out from answers alone takes the model hundreds of
-    thousands of pictures.
+    image is to look at the first `prefix` tokens. Finding this out from answers alone takes the model hundreds of
+    thousands of images.
     """
     size, _, count, _, picture = looks.shape
     places = torch.zeros(size, count, picture, dtype=torch.bool, device=looks.device)
@@ -68,7 +68,7 @@ def guidance_loss(
 def answer_loss(
     llm, visual: torch.Tensor, texts: Texts, owners: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, dict[str, float], list[bool]]:
-    """`turns_loss` behind LLaVA's prompt: the prefix, then visual tokens [B, N, D]; owners: int64 [B, N]."""
+    """`turns_loss` after LLaVA's prompt: the prefix, then visual tokens [B, N, D]; owners: int64 [B, N]."""
     prefix = llm.model.embed_tokens(texts.prefix)[None].expand(len(visual), -1, -1)
     head = torch.cat([prefix, visual.to(prefix.dtype)], 1)
     positions = torch.arange(head.shape[1], device=head.device)[None]

@@ -115,7 +115,7 @@ MME_SUBTASKS = {
 
 
 def make_mme(out: Path, rng: random.Random) -> None:
-    """Two questions a picture, one Yes and one No, in MME's folders."""
+    """Two questions per image, one Yes and one No, in MME's folders."""
     rows = []
     for subtask, make in MME_SUBTASKS.items():
         stream = scenes_with(

@@ -1,4 +1,4 @@
-"""What the small mini benchmarks share: small pictures, questions with options, one command line."""
+"""What the small mini benchmarks share: small images, questions with options, one command line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dev.tiny.mini import scenes_with
 from dev.tiny.questions import COUNT_WORDS, Question
 from dev.tiny.world import COLORS, SHAPES, SIGN, Scene, render
 
-LONGEST_SIDE = 280  # pixels; these sets are many, so their pictures are small
+LONGEST_SIDE = 280  # pixels; these sets are many, so their images are small
 QUALITY = 80
 PNG_COLORS = 32
 OPTIONS = 4
@@ -31,7 +31,7 @@ def small_picture(scene: Scene) -> Image.Image:
 
 
 def encoded(scene: Scene, kind: str = "JPEG") -> bytes:
-    """The small picture as a file's bytes."""
+    """The small image as a file's bytes."""
     out, image = io.BytesIO(), small_picture(scene)
     if kind == "PNG":
         image = image.quantize(PNG_COLORS)

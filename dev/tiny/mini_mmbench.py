@@ -61,7 +61,7 @@ def chinese(choice: Choice) -> Choice:
 
 
 def rotations(index: int, choice: Choice, picture: bytes) -> list[list[str]]:
-    """Table rows; the picture is in the first one and the others name it."""
+    """Table rows; the image is in the first one and the others name it."""
     category, ability = KINDS[choice.category]
     image = base64.b64encode(picture).decode()
     rows = []

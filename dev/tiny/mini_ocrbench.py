@@ -18,7 +18,7 @@ TYPES = {"digits": ("Digit String Recognition", "ORAND"), "number": ("Scene Text
 
 
 def ask_digits(scene: Scene, _: random.Random) -> Question | None:
-    """The number in a picture with one sign."""
+    """The number in an image with one sign."""
     return Question("digits", "What number is on the sign?", scene.signs[0].number) if len(scene.signs) == 1 else None
 
 

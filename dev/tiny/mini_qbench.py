@@ -14,7 +14,7 @@ from dev.tiny.questions import Question
 from dev.tiny.world import Scene
 
 PICTURES = 8
-IN_CONTEXT_OTHER = 3  # Q-Bench's number for questions about a part of the picture that are not about distortions
+IN_CONTEXT_OTHER = 3  # Q-Bench's number for questions about a part of the image that are not about distortions
 TYPES = {"existence": 0, "color": 1, "count": 2}  # yes-or-no, what, how
 YES_NO = ("Yes", "No")
 

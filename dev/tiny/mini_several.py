@@ -1,4 +1,4 @@
-"""Write questions about one of two pictures, and about short videos: `python -m dev.tiny.mini_several`.
+"""Write questions about one of two images, and about short videos: `python -m dev.tiny.mini_several`.
 
 lmms-eval's tasks two_images_mini and video_mini (lmms-eval/tasks/mini) read them. Needs the package av.
 """
@@ -23,7 +23,7 @@ QUALITY = {"crf": "20", "preset": "slow"}
 
 
 def make_two_images(out: Path, rng: random.Random) -> None:
-    """A question about each picture of a pair."""
+    """A question about each image of a pair."""
     stream, rows = scenes(rng, [ask_color]), []
     for n in range(PAIRS):
         pair = [next(stream)[0] for _ in PICTURES]

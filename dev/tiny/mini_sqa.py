@@ -17,7 +17,7 @@ KINDS = ("color", "shape", "side", "number")
 
 
 def ask_word(rng: random.Random) -> Choice:
-    """A question about no picture."""
+    """A question about no image."""
     colors = rng.random() < 0.5
     right, wrong = (COLORS, SHAPES) if colors else (SHAPES, COLORS)
     options = [rng.choice(list(right)), *rng.sample(list(wrong), 2)]

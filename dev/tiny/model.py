@@ -63,7 +63,7 @@ class TinyLlava(nn.Module):
     def image_features(self, pixels: torch.Tensor, patches: torch.Tensor | None = None) -> torch.Tensor:
         """What the language model sees: float [B, 3, H, W] -> [B, N, WIDTH], N patches in row order.
 
-        `patches` int64 [B, N]: where the patches lie in the whole picture, for windows; None for whole pictures.
+        `patches` int64 [B, N]: where the patches lie in the whole image, for windows; None for whole images.
         """
         tower = getattr(self.tower, "vision_model", self.tower)
         embeddings = tower.embeddings

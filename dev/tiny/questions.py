@@ -1,4 +1,4 @@
-"""Questions about a scene, with answers that only the picture gives (yes and no, left and right are balanced)."""
+"""Questions about a scene, with answers that only the image gives (yes and no, left and right are balanced)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions about one of two pictures, and short videos of scenes whose things drift."""
+"""Questions about one of two images, and short videos of scenes whose things drift."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sample_question(scene: Scene, where: str, rng: random.Random) -> Question:
 
 
 def sample_of_two(pair: tuple[Scene, Scene], rng: random.Random) -> Question:
-    """A question about one of two pictures; `about` counts the things of the first, then those of the second."""
+    """A question about one of two images; `about` counts the things of the first, then those of the second."""
     which = rng.randrange(2)
     question = sample_question(pair[which], PICTURES[which], rng)
     shift = len(pair[0].things) if which else 0
@@ -39,7 +39,7 @@ def sample_of_two(pair: tuple[Scene, Scene], rng: random.Random) -> Question:
 
 
 def drift(scene: Scene, rng: random.Random, frames: int = FRAMES) -> list[Scene]:
-    """The frames of a video: every thing moves at its own pace and stays in the picture."""
+    """The frames of a video: every thing moves at its own pace and stays in the image."""
     x0, y0, x1, y1 = view_window(scene.size)
     paces = [(rng.uniform(-DRIFT, DRIFT), rng.uniform(-DRIFT, DRIFT)) for _ in scene.things]
 

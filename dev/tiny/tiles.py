@@ -1,4 +1,4 @@
-"""LLaVA-NeXT's pictures for training: a squeezed overview and tiles, merged as the runtime merges them."""
+"""LLaVA-NeXT's images for training: a squeezed overview and tiles, merged as the runtime merges them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TinyNext(TinyLlava):
         self.newline = nn.Parameter(torch.zeros(WIDTH))
 
     def merged_features(self, views: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """views float [B, 1 + tiles, 3, 336, 336] of pictures of one `size` -> (what the language model sees
+        """views float [B, 1 + tiles, 3, 336, 336] of images of one `size` -> (what the language model sees
         [B, N, WIDTH], the overview's part of it [B, 576, WIDTH])."""
         features = self.image_features(views.flatten(0, 1)).unflatten(0, views.shape[:2])
         merged = [merge_tiles(each, size, PINPOINTS, IMAGE_PX, self.newline) for each in features]
@@ -36,7 +36,7 @@ class TinyNext(TinyLlava):
 
 
 def views_of(image: Image.Image) -> np.ndarray:
-    """uint8 [1 + tiles, 336, 336, 3] as `process_anyres_image` cuts a picture."""
+    """uint8 [1 + tiles, 336, 336, 3] as `process_anyres_image` cuts an image."""
     width, height = select_best_resolution(image.size, [(w, h) for w, h in PINPOINTS])
     padded = resize_and_pad_image(image, (width, height))
     views = [image.resize((IMAGE_PX, IMAGE_PX))]
@@ -46,12 +46,12 @@ def views_of(image: Image.Image) -> np.ndarray:
 
 
 def stack_views(images: list[Image.Image]) -> torch.Tensor:
-    """float32 [B, 1 + tiles, 3, 336, 336] of pictures of one size."""
+    """float32 [B, 1 + tiles, 3, 336, 336] of images of one size."""
     return normalise(np.stack([views_of(image) for image in images]))
 
 
 def squeezed(scene: Scene) -> Scene:
-    """The scene in the coordinates of the overview, in which the picture fills the square."""
+    """The scene in the coordinates of the overview, in which the image fills the square."""
     x0, y0, x1, y1 = view_window(scene.size)
     wide, high = x1 - x0, y1 - y0
     things = [

@@ -1,4 +1,4 @@
-"""Train the tiny models in stages: `tower` (patch codes), `llm` (questions about codes), `joint` (pictures, questions).
+"""Train the tiny models in stages: `tower` (patch codes), `llm` (questions about codes), `joint` (images, questions).
 
 `next` goes on from `joint` with LLaVA-NeXT's overviews and tiles, the tower frozen. The first two are independent and
 may run side by side. Each stage is seeded, writes `<work>/<stage>.pt` every few minutes and resumes from it;
@@ -37,16 +37,16 @@ FLOOR = 0.02  # of the peak learning rate, at the end
 SAVE_EVERY_S = 120
 LOG_EVERY = 25
 MAX_SHAPES = 4
-# Tower: windows first, whole pictures for the last part of the time.
+# Tower: windows first, whole images for the last part of the time.
 WINDOW_SIDE, BANK_SIZE, BANK_GROWTH, BANK_TURNOVER = 10, 6000, 24, 4
 WINDOWS_UNTIL = 0.75
-WINDOWS_PER_PICTURE = 6  # as many windows take the time of one picture
+WINDOWS_PER_PICTURE = 6  # as many windows take the time of one image
 # Language model: few objects, few patches and brief questions first.
 FEW_SHAPES, FEW_SHAPES_UNTIL = 2, 0.1
 BRIEF_UNTIL = 0.7
 PATCH_SHARES = ((0.7, 0.15), (0.95, 0.35), (1.0, 1.0))  # (until, share of the patches)
 DENSE_SHARE = 0.5  # of the patch loss in the joint stage
-EASY_SHARE = 0.12  # of the joint stage's pictures are easy-VQA's
+EASY_SHARE = 0.12  # of the joint stage's images are easy-VQA's
 
 LossOf = Callable[[random.Random, float], tuple[torch.Tensor, dict[str, float]]]
 
@@ -181,7 +181,7 @@ def tokens_to_keep(codes: torch.Tensor, owners: torch.Tensor, rng: random.Random
 def thin(
     codes: torch.Tensor, owners: torch.Tensor, rng: random.Random, share: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The patches that `tokens_to_keep` chooses: a cheap stand-in for the whole picture."""
+    """The patches that `tokens_to_keep` chooses: a cheap stand-in for the whole image."""
     index = tokens_to_keep(codes, owners, rng, share)
     return codes.gather(1, index[..., None].expand(-1, -1, codes.shape[-1])), owners.gather(1, index)
 

@@ -1,6 +1,6 @@
-"""The synthetic world of the tiny model: coloured shapes and number signs, their pictures and their per-patch labels.
+"""The synthetic world of the tiny model: coloured shapes and number signs, their images and their per-patch labels.
 
-A scene is described in the coordinates of the model's view: the picture padded to a square of side 1, as LLaVA does.
+A scene is described in the coordinates of the model's view: the image padded to a square of side 1, as LLaVA does.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Scene:
 
 
 def view_window(size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """(x0, y0, x1, y1) of the picture inside its padded square, as fractions."""
+    """(x0, y0, x1, y1) of the image inside its padded square, as fractions."""
     side = max(size)
     mx, my = (side - size[0]) // 2 / side, (side - size[1]) // 2 / side
     return mx, my, mx + size[0] / side, my + size[1] / side
@@ -192,7 +192,7 @@ def _background(scene: Scene) -> Image.Image:
 
 
 def render(scene: Scene) -> Image.Image:
-    """The picture (RGB, `scene.size`) as a camera would see it."""
+    """The image (RGB, `scene.size`) as a camera would see it."""
     image = _background(scene)
     draw = ImageDraw.Draw(image)
     side = max(scene.size)
@@ -220,7 +220,7 @@ def patch_labels(scene: Scene, rows: int = GRID, columns: int = GRID) -> dict[st
     """Per-patch truth of the square view cut into rows x columns patches: int arrays [rows, columns]; -1 = none.
 
     color: index into COLORS; kind: index into KINDS; digit: 0-9; slot: 0 (tens) or 1 (units);
-    center: 1 where an object's centre lies; pad: 1 outside the picture; thing: index into `scene.things`.
+    center: 1 where an object's centre lies; pad: 1 outside the image; thing: index into `scene.things`.
     """
     width, height = columns * LABEL_PIXELS, rows * LABEL_PIXELS
 

@@ -1,7 +1,7 @@
 """Turn an answers file into MME's result files: `python -m llava.eval.convert_answer_to_mme --experiment NAME`.
 
 As LLaVA's, it is run in the MME folder and reads answers/NAME.jsonl; --data-dir, --answers-file and --out-dir name
-other places. One file a subtask, ready for `python -m llava.eval.eval_mme`.
+other places. One file per subtask, ready for `python -m llava.eval.eval_mme`.
 """
 
 from __future__ import annotations

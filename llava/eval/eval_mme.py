@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from dart.utils import UserError, exits_cleanly
-from llava.eval.engine.report import emit
+from llava.eval.engine.figures import emit
 from llava.eval.tasks.mme import score_rows
 
 FIELDS = 4

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import llava.eval.tasks.mmvet as bench
 from dart.utils import exits_cleanly, write_json
+from llava.eval.engine.figures import emit, parts_of
 from llava.eval.engine.judge import Judge
-from llava.eval.engine.report import emit, parts_of
 from llava.files import read_json
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dart.utils import exits_cleanly
 from llava.eval.engine.answers import read_lines
-from llava.eval.engine.report import emit
+from llava.eval.engine.figures import emit
 from llava.eval.tasks.pope import score_answers
 
 

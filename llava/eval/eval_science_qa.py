@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dart.utils import exits_cleanly, write_json
 from llava.eval.engine.answers import read_lines
-from llava.eval.engine.report import emit, parts_of
+from llava.eval.engine.figures import emit, parts_of
 from llava.eval.tasks.sqa import figures_of, is_right, judge, problems_of
 
 

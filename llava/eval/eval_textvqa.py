@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dart.utils import UserError, exits_cleanly
 from llava.eval.engine.answers import read_lines
-from llava.eval.engine.report import emit
+from llava.eval.engine.figures import emit
 from llava.eval.tasks.textvqa import score_answers
 from llava.files import read_json
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from dart.utils import exits_cleanly, write_json
 from llava.eval.engine.answers import read_lines
+from llava.eval.engine.figures import emit, parts_of
 from llava.eval.engine.loop import add_loop_arguments, run
-from llava.eval.engine.report import emit, parts_of
 from llava.eval.tasks.ocrbench import FIELDS, figures_of, judged, read_entries, read_questions
 
 

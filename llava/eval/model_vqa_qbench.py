@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dart.utils import exits_cleanly
 from llava.eval.engine.answers import read_lines
+from llava.eval.engine.figures import UPLOADS
 from llava.eval.engine.loop import add_loop_arguments, run
-from llava.eval.engine.report import UPLOADS
 from llava.eval.tasks.qbench import FIELDS, REQUESTS, QBenchBase, read_entries, read_questions, write_submission
 
 

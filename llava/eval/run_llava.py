@@ -1,4 +1,4 @@
-"""Ask about one picture or several: `python -m llava.eval.run_llava --image-file X --query Q [--sparse]`."""
+"""Ask about one image or several: `python -m llava.eval.run_llava --image-file X --query Q [--sparse]`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ RANDOM = "random"
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table. keep: None = unpruned; blind: every picture replaced by grey."""
+    """One row of the table. keep: None = unpruned; blind: every image replaced by grey."""
 
     name: str
     strategy: str | None = None

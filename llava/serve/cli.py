@@ -1,6 +1,6 @@
-"""Talk about a picture: `python -m llava.serve.cli --image-file X [--sparse]`.
+"""Talk about an image: `python -m llava.serve.cli --image-file X [--sparse]`.
 
-/image PATH adds a picture; /exit, Ctrl-C or the end of the input leaves.
+/image PATH adds an image; /exit, Ctrl-C or the end of the input leaves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures and videos are looked at before a stock model gets them: some of them skip what they cannot read."""
+"""Images and videos are looked at before a stock model gets them: some of them skip what they cannot read."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_video(path: str) -> None:
 
 
 def checked_visuals(doc_to_visual: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A task's `doc_to_visual` that raises UserError for a picture or video that cannot be read."""
+    """A task's `doc_to_visual` that raises UserError for an image or video that cannot be read."""
 
     def visuals_of(doc: Any) -> Any:
         visuals = _read(doc_to_visual, doc)

@@ -1,4 +1,4 @@
-"""The tiny Qwen2-VL and Qwen2.5-VL: shapes, the tower on batches of equal pictures, the start from LLaVA."""
+"""The tiny Qwen2-VL and Qwen2.5-VL: shapes, the tower on batches of equal images, the start from LLaVA."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TOKEN_PX = PATCH_PX * MERGE
 TOWER_WIDTH, TOWER_LAYERS, TOWER_HEADS, TOWER_MLP_RATIO, TOWER_GATED_MLP = 128, 4, 4, 3, 256
 WINDOW_PX, WHOLE_LAYERS = 112, [1, 3]
 MROPE_SECTION = [4, 6, 6]  # of the 16 pairs of a head: time, height, width
-# Width has the slowest pairs. With the tiny LLaVA's 10,000 they turn by 0.06 over a picture, and left from right was
+# Width has the slowest pairs. With the tiny LLaVA's 10,000 they turn by 0.06 over an image, and left from right was
 # not learned; with 100 by 1.1, and the carried-over layers get used to it.
 ROPE_THETA = 100.0
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
-PACES = {"qwen2_vl": 1, "qwen2_5_vl": 2}  # positions between the moments of a video of two frames a second
+PACES = {"qwen2_vl": 1, "qwen2_5_vl": 2}  # positions between the moments of a video of two frames per second
 
 
 def config_of(family: str, tokenizer: Tokenizer) -> Qwen2VLConfig | Qwen2_5_VLConfig:
@@ -109,7 +109,7 @@ class TinyQwen(nn.Module):
         return SimpleNamespace(model=self.text, lm_head=self.net.lm_head)
 
     def image_features(self, frames: torch.Tensor) -> torch.Tensor:
-        """What the language model sees of equal pictures: float [B, 2, 3, H, W] -> [B, N, WIDTH], in row order."""
+        """What the language model sees of equal images: float [B, 2, 3, H, W] -> [B, N, WIDTH], in row order."""
         tower = self.tower
         rows, columns = frames.shape[-2] // TOKEN_PX, frames.shape[-1] // TOKEN_PX
         places = places_of(rows, columns).to(frames.device)

@@ -1,4 +1,4 @@
-"""Training pictures of the tiny Qwen models: any size within the processor's limits, cut into visual tokens."""
+"""Training images of the tiny Qwen models: any size within the processor's limits, cut into visual tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dev.tiny.world import IMAGE_SIZES, SIGN, Scene, patch_labels, render, sampl
 
 MIN_TOKENS, MAX_TOKENS = 256, 512  # the processor's limits, in visual tokens
 TRAINED_TOKENS = 400  # larger ones are the same but slower
-STRETCH = 0.06  # rounding to whole tokens changes a picture's proportions by as much
+STRETCH = 0.06  # rounding to whole tokens changes an image's proportions by as much
 WINDOW_JITTER, ELSEWHERE_SHARE, SIGN_WEIGHT = 1, 0.1, 3.0
 
 
@@ -34,7 +34,7 @@ class Grid:
 
 
 def sample_grid(rng: random.Random, size: tuple[int, int], tokens: tuple[int, int]) -> Grid:
-    """The visual tokens of a picture of `size` (width, height), their number drawn from [low, high]."""
+    """The visual tokens of an image of `size` (width, height), their number drawn from [low, high]."""
     wanted = rng.uniform(*tokens)
     tall = math.sqrt(wanted * size[1] / size[0]) * (1 + rng.uniform(-STRETCH, STRETCH))
     return Grid(max(1, round(tall)), max(1, round(wanted / tall)))
@@ -69,7 +69,7 @@ def picture_of(scene: Scene, grid: Grid) -> np.ndarray:
 
 
 def frames_of(scenes: list[Scene], grid: Grid) -> torch.Tensor:
-    """A still picture is two equal frames: float32 [B, 2, 3, H, W]."""
+    """A still image is two equal frames: float32 [B, 2, 3, H, W]."""
     pixels = normalise(np.stack([picture_of(scene, grid) for scene in scenes]))
     return pixels[:, None].expand(-1, 2, -1, -1, -1)
 

@@ -19,7 +19,7 @@ TURN = "<|vision_end|>{}<|im_end|>\n<|im_start|>assistant\n"
 
 
 class ChatPacker(Packer):
-    """Tokenizes questions as the user's turn behind the pictures."""
+    """Tokenizes questions as the user's turn after the images."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.prefix, self.between = tokenizer.encode(OPENING).ids, tokenizer.encode(BETWEEN).ids
@@ -40,10 +40,10 @@ class ChatPacker(Packer):
 
 @dataclass(frozen=True)
 class Visual:
-    """A picture or video of every row: tokens float [B, N, D], the thing each belongs to int64 [B, N], its place.
+    """An image or video of every row: tokens float [B, N, D], the thing each belongs to int64 [B, N], its place.
 
     places: int64 [3, B, N], (time, row, column); sites: float [B, N, C], the place in the code of `dev.tiny.codes`;
-    extent: how far the positions behind it are moved.
+    extent: how far the positions after it are moved.
     """
 
     tokens: torch.Tensor

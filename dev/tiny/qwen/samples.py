@@ -1,4 +1,4 @@
-"""What a training step shows: one picture, two pictures or a short video a row, with questions."""
+"""What a training step shows: one image, two images or a short video a row, with questions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dev.tiny.world import IMAGE_SIZES, Scene
 
 KINDS, SHARES = ("one", "two", "video"), (0.6, 0.2, 0.2)
 MAX_SHAPES = 4
-SMALL_TOKENS = 280  # of each of several pictures
+SMALL_TOKENS = 280  # of each of several images
 
 Look = Callable[[list[list[Scene]], Grid], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One visual of every row: `moments` [T][B] scenes (T = 1 for a picture), the grid, the first owner's number."""
+    """One visual of every row: `moments` [T][B] scenes (T = 1 for an image), the grid, the first owner's number."""
 
     moments: list[list[Scene]]
     grid: Grid

@@ -1,7 +1,7 @@
 """Train the tiny Qwen2-VL and Qwen2.5-VL in stages, as `dev.tiny.train` does LLaVA's.
 
-`tower` (a family's, on windows of pictures), `llm` (the tiny LLaVA's layers learn Qwen's format, M-RoPE, several
-pictures; one for both families), `joint` (a family's). `export` writes the checkpoints.
+`tower` (a family's, on windows of images), `llm` (the tiny LLaVA's layers learn Qwen's format, M-RoPE, several
+images; one for both families), `joint` (a family's). `export` writes the checkpoints.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from dev.tiny.qwen.tokenizer import carry_over, train_tokenizer
 from dev.tiny.train import DENSE_SHARE, LossOf, Stage, rounded, stage_parser, started, tokens_to_keep
 from dev.tiny.world import IMAGE_SIZES
 
-WINDOW_SIDE, WINDOWS_PER_PICTURE, WINDOWS_UNTIL = 6, 5, 0.9  # visual tokens a side
+WINDOW_SIDE, WINDOWS_PER_PICTURE, WINDOWS_UNTIL = 6, 5, 0.9  # visual tokens per side
 BANK_SIZE, BANK_GROWTH, BANK_TURNOVER = 4000, 24, 4
 WHOLE_TOKENS = (MIN_TOKENS, 320)
-SITE_LAYER, SITE_WEIGHT = 1, 0.2  # the second layer: what DART prunes behind it knows its place
+SITE_LAYER, SITE_WEIGHT = 1, 0.2  # the second layer: what DART prunes after it knows its place
 TOKEN_SHARES = ((0.6, 0.25), (0.9, 0.5), (1.0, 1.0))  # (until, share of the visual tokens) in the stage `llm`
 
 
@@ -67,7 +67,7 @@ def site_loss(hidden: torch.Tensor, sites: torch.Tensor) -> tuple[torch.Tensor, 
     """How far visual tokens [B, P, D] are from saying where they are, as LLaVA's tower does (`sites`, NaN for text).
 
     Qwen's towers have no absolute positions: the first layers have to work them out from M-RoPE. Returns the loss and
-    the mean error of the column, as a share of the picture's width.
+    the mean error of the column, as a share of the image's width.
     """
     seen = ~sites[..., 0].isnan()
     error = hidden.float()[seen] @ basis(WIDTH)[FACTS:COORDINATES].T.to(hidden.device) - sites[seen]
@@ -76,7 +76,7 @@ def site_loss(hidden: torch.Tensor, sites: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 def answers_of(model: TinyQwen, packer: ChatPacker, visuals: list[Visual], step: Sample, mix: Mix):
-    """The loss of a step's questions; the mix learns what single pictures were asked."""
+    """The loss of a step's questions; the mix learns what single images were asked."""
     texts = packer.pack(step.questions).to(visuals[0].tokens.device)
     head = head_of(model.text.embed_tokens, packer, visuals)
     with output_of(model.text.layers[SITE_LAYER]) as outputs:

@@ -21,7 +21,7 @@ Answers = Sequence[Mapping[str, Any]]
 
 
 def key_of(question_id: Any, prompt: str) -> Key:
-    """Several TextVQA questions share an id (their picture's), so the prompt belongs to the key."""
+    """Several TextVQA questions share an id (their image's), so the prompt belongs to the key."""
     return str(question_id), prompt
 
 

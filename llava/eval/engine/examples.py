@@ -25,8 +25,8 @@ QUESTION_FIELDS = ("question_id", "image", "text")
 class Example:
     """One question.
 
-    text: the user's turn without the picture's placeholder. image: a file, an encoded picture (PNG, JPEG, ...), or None
-    for a question about no picture. prompt: what the answers file records, `text` unless the benchmark says otherwise.
+    text: the user's turn without the image's placeholder. image: a file, an encoded image (PNG, JPEG, ...), or None
+    for a question about no image. prompt: what the answers file records, `text` unless the benchmark says otherwise.
     fields: further columns of the answer's row.
     """
 
@@ -41,7 +41,7 @@ class Example:
             object.__setattr__(self, "prompt", self.text)
 
     def picture(self) -> Image.Image | None:
-        """The picture as RGB. Raises FileNotFoundError or ValueError naming the question or the file."""
+        """The image as RGB. Raises FileNotFoundError or ValueError naming the question or the file."""
         if self.image is None:
             return None
         if isinstance(self.image, Path):
@@ -50,7 +50,7 @@ class Example:
 
 
 def read_question_file(path: Path, images: Path) -> list[Example]:
-    """LLaVA's JSON lines {"question_id", "image", "text", ...}, pictures relative to the folder `images`.
+    """LLaVA's JSON lines {"question_id", "image", "text", ...}, images relative to the folder `images`.
 
     Raises UserError for a broken line or one without the needed fields.
     """
@@ -86,7 +86,7 @@ def open_questions(examples: Sequence[Example], done: Counter[Key]) -> list[Exam
 
 
 def digest_of(examples: Sequence[Example]) -> str:
-    """A hash of the questions and of their pictures' names (or contents, of pictures that have none)."""
+    """A hash of the questions and of their images' names (or contents, of images that have none)."""
     digest = hashlib.sha256()
     for example in examples:
         image = example.image
@@ -96,7 +96,7 @@ def digest_of(examples: Sequence[Example]) -> str:
 
 
 def check_pictures(examples: Sequence[Example], folder: Path, source: str) -> None:
-    """Raise UserError naming the first picture that a benchmark's folder lacks."""
+    """Raise UserError naming the first image that a benchmark's folder lacks."""
     files = {e.image: None for e in examples if isinstance(e.image, Path)}
     missing = [path for path in files if not path.is_file()]
     if missing:

@@ -25,7 +25,7 @@ from llava.dart_args import add_dart_arguments, check_image_span, dart_config, d
 from llava.eval.engine.answers import AnswersFile, Key, answer_id, check_regular
 from llava.eval.engine.examples import Example, chunk_of, digest_of, open_questions, read_question_file
 from llava.eval.engine.prompts import Batch, Encoded, build_prompt, collate, encode
-from llava.eval.engine.ranks import ALONE, Ranks, merge, parts_of, remove, standing
+from llava.eval.engine.ranks import ALONE, Ranks, answers_so_far, merge, parts_of, remove
 from llava.eval.engine.sampling import check_decoding, decoding_of
 from llava.files import fingerprint
 from llava.mm_utils import get_model_name_from_path
@@ -69,7 +69,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, default_path: str | Non
 
 
 def add_loop_arguments(parser: argparse.ArgumentParser, files: bool = True) -> None:
-    """files: with the two flags that name the pictures' folder and the question file."""
+    """files: with the two flags that name the images' folder and the question file."""
     add_model_arguments(parser)
     if files:
         parser.add_argument("--image-folder", required=True)
@@ -116,7 +116,7 @@ def load(args: argparse.Namespace, ranks: Ranks = ALONE) -> Loaded:
 
 
 class EncodedExamples(Dataset):
-    """Each example's prompt and picture, or the error to raise for an unreadable picture."""
+    """Each example's prompt and image, or the error to raise for an unreadable image."""
 
     def __init__(self, examples: Sequence[Example], loaded: Loaded, args: argparse.Namespace):
         self.examples, self.loaded, self.args = examples, loaded, args
@@ -138,14 +138,14 @@ class EncodedExamples(Dataset):
 
 
 def batches_of(examples: Sequence[Example], size: int) -> Iterator[list[int]]:
-    """Indices of consecutive examples, at most `size` together, with and without pictures apart."""
+    """Indices of consecutive examples, at most `size` together, with and without images apart."""
     for _, group in itertools.groupby(range(len(examples)), key=lambda k: examples[k].image is None):
         same = list(group)
         yield from (same[k : k + size] for k in range(0, len(same), size))
 
 
 def workers_of(args: argparse.Namespace, loaded: Loaded) -> int:
-    """Processes that read and encode pictures while the model answers."""
+    """Processes that read and encode images while the model answers."""
     if args.num_workers is not None:
         return args.num_workers
     return GPU_WORKERS if loaded.model.device.type == "cuda" else 0
@@ -243,13 +243,13 @@ def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequen
     examples = chunk_of(examples, args.num_chunks, args.chunk_idx)
     settings = settings_of(args, examples)
     if not args.overwrite:
-        standing(path, settings)  # refused before a model is loaded
+        answers_so_far(path, settings)  # refused before a model is loaded
     print(f"model: {args.model_path}\ndata: {args.question_file} ({len(examples)} questions)", flush=True)
     loaded = loaded or load(args, ranks)
     if args.overwrite:
         remove(*parts_of(path))
     with AnswersFile(ranks.part(path), settings, args.overwrite) as answers, pruned(loaded.model, args) as handle:
-        done = standing(path, settings)
+        done = answers_so_far(path, settings)
         _answer(ranks.share(examples), done, answers, loaded, args, handle)
         report = None if handle is None else handle.last
     merged = merge(path, examples, settings)
@@ -309,5 +309,5 @@ def _answer(
                 raise error
     seconds, rate = time.monotonic() - began, ""
     if todo:
-        rate = f" ({len(todo) / seconds:.1f} a second)"
+        rate = f" ({len(todo) / seconds:.1f} per second)"
     print(f"answered {len(todo)} questions in {seconds:.1f} s{rate}")

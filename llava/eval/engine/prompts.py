@@ -1,4 +1,4 @@
-"""From a question to the model's inputs: the one place that writes picture placeholders and encodes."""
+"""From a question to the model's inputs: the one place that writes image placeholders and encodes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from llava.mm_utils import process_images, tokenizer_image_token
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts and their pictures.
+    """Prompts and their images.
 
     ids, mask: LongTensor [B, S], padded on the left. images: [N, 3, H, W], or N tensors [tiles, 3, H, W], or None
-    without pictures; sizes: (width, height) of each original picture.
+    without images; sizes: (width, height) of each original image.
     """
 
     ids: torch.Tensor
@@ -43,7 +43,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One prompt: ids LongTensor [S]; a tensor [3, H, W] or [tiles, 3, H, W] and a (width, height) for each picture."""
+    """One prompt: ids LongTensor [S]; a tensor [3, H, W] or [tiles, 3, H, W] and a (width, height) for each image."""
 
     ids: torch.Tensor
     images: list[torch.Tensor]
@@ -51,7 +51,7 @@ class Encoded:
 
 
 def user_turn(text: str, images: int, config: Any) -> str:
-    """The user's turn: a placeholder per picture, as the checkpoint marks them, then the text."""
+    """The user's turn: a placeholder per image, as the checkpoint marks them, then the text."""
     place = DEFAULT_IMAGE_TOKEN
     if getattr(config, "mm_use_im_start_end", False):
         place = DEFAULT_IM_START_TOKEN + place + DEFAULT_IM_END_TOKEN
@@ -59,7 +59,7 @@ def user_turn(text: str, images: int, config: Any) -> str:
 
 
 def build_prompt(question: str, config: Any, mode: str, images: int = 1) -> str:
-    """The whole prompt of one question about `images` pictures."""
+    """The whole prompt of one question about `images` images."""
     conversation = get_template(mode)
     conversation.append_message(conversation.roles[0], user_turn(question, images, config))
     conversation.append_message(conversation.roles[1], None)

@@ -85,7 +85,7 @@ def answered(answers: Path) -> dict[Key, deque[bytes]]:
     return found
 
 
-def standing(answers: Path, settings: dict[str, Any]) -> Counter[Key]:
+def answers_so_far(answers: Path, settings: dict[str, Any]) -> Counter[Key]:
     """How often each question is answered so far. Raises UserError for answers of other settings."""
     with _lock(answers):
         for path in (answers, *parts_of(answers)):

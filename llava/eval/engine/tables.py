@@ -23,7 +23,7 @@ def read_tsv(path: Path, needed: Sequence[str]) -> list[dict[str, str | None]]:
     """Rows by column name, empty cells as None. Raises UserError for a missing column or a row of the wrong width."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    csv.field_size_limit(sys.maxsize)  # pictures are cells
+    csv.field_size_limit(sys.maxsize)  # images are cells
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter="\t")
         names = next(reader, [])

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from dart.utils import UserError
 from llava.eval.engine.answers import Answers, read_lines
 from llava.eval.engine.examples import Example, check_pictures, read_question_file
-from llava.eval.engine.report import UPLOADS, emit, parts_of
+from llava.eval.engine.figures import UPLOADS, emit, parts_of
 from llava.files import read_json
 
 
@@ -21,7 +21,7 @@ class Split:
     """One part of a benchmark, such as val or test.
 
     files: what must be there, relative path -> what it is. questions: the question file; images: the folder of the
-    pictures. server: where the score is made, for a part without public answers.
+    images. server: where the score is made, for a part without public answers.
     """
 
     files: Mapping[str, str]
@@ -53,7 +53,7 @@ class Task(ABC):
         return name or next(installed, next(iter(self.splits)))
 
     def examples(self, data: Path, split: str | None = None) -> Sequence[Example]:
-        """All questions. Raises UserError naming every file or the picture that is missing."""
+        """All questions. Raises UserError naming every file or the image that is missing."""
         home, part = data / self.folder, self.splits[self.split(data, split)]
         require(home, part.files, self.source)
         examples = self.read(home, part)

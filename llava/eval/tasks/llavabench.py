@@ -44,7 +44,7 @@ def content_of(question: Mapping[str, Any], caption: str, rule: Mapping[str, str
 
 
 def captions_of(contexts: Rows) -> dict[str, str]:
-    """Picture -> its description; a list of sentences is joined by line breaks, a text is taken as it is."""
+    """Image -> its description; a list of sentences is joined by line breaks, a text is taken as it is."""
     return {
         row["image"]: row["caption"] if isinstance(row["caption"], str) else "\n".join(row["caption"])
         for row in contexts

@@ -42,7 +42,7 @@ def options_of(row: Row) -> list[str]:
 
 
 def _pictures(rows: Sequence[Row]) -> dict[int, bytes]:
-    """index -> encoded picture; a cell that is another row's index means that row's picture."""
+    """index -> encoded image; a cell that is another row's index means that row's image."""
     cells = {row["index"]: row["image"] or "" for row in rows}
     pictures: dict[int, bytes] = {}
     for index, cell in cells.items():
@@ -79,7 +79,7 @@ def questions_of(rows: Sequence[Row], lang: str, single_pred_prompt: bool, all_r
 
 
 def write_submission(rows: Sequence[Row], answers: Answers, path: Path) -> None:
-    """The server's spreadsheet: the table without pictures, with a column of predictions."""
+    """The server's spreadsheet: the table without images, with a column of predictions."""
     texts = {int(a["question_id"]): a["text"] for a in answers if a.get("round_id", 0) == 0}
     names = [name for name in rows[0] if name not in NOT_SUBMITTED]
     header = [*names[:PREDICTION_COLUMN], "prediction", *names[PREDICTION_COLUMN:]]

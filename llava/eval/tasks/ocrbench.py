@@ -1,4 +1,4 @@
-"""OCRBench: 1000 questions about text in pictures; an answer counts when it contains the truth."""
+"""OCRBench: 1000 questions about text in images; an answer counts when it contains the truth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SEED-Bench: four options, the answer is a letter; accuracy by type of question, for pictures and video frames."""
+"""SEED-Bench: four options, the answer is a letter; accuracy by type of question, for images and video frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ScienceQA: a question with options, with or without a picture; the answer is a letter."""
+"""ScienceQA: a question with options, with or without an image; the answer is a letter."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def problems_of(folder: Path, split: str = "test") -> dict[str, Any]:
 
 
 def figures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Percentages; the headline is that of questions with a picture, which the papers report. No answer is wrong."""
+    """Percentages; the headline is that of questions with an image, which the papers report. No answer is wrong."""
     parts = {}
     for name, own in (
         ("all", rows),

@@ -54,7 +54,7 @@ class Pruned:
         return given
 
     def _checked(self, arguments: tuple) -> tuple:
-        """A request's arguments, with pictures and videos looked at."""
+        """A request's arguments, with images and videos looked at."""
         return replaced(arguments, DOC_TO_VISUAL, checked_visuals)
 
     @ends_in_one_line

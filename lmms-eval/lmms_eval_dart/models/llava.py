@@ -24,7 +24,7 @@ DEFAULTS: dict[str, Any] = {"max_new_tokens": 1024, "temperature": 0, "top_p": N
 
 
 class Llava(lmms):
-    """LLaVA-1.5 and LLaVA-NeXT, unpruned. Batches of prompts with any number of pictures.
+    """LLaVA-1.5 and LLaVA-NeXT, unpruned. Batches of prompts with any number of images.
 
     conv_template: the conversation template; system_prompt: instead of the template's own. dtype None: float16 on
     CUDA, float32 on the CPU. Of several processes each holds the model on its own GPU.
@@ -106,7 +106,7 @@ class Llava(lmms):
         return [cut(text, until).strip() for text in self._generate(collate(rows), kwargs)]
 
     def prompt(self, context: str, pictures: int) -> str:
-        """The whole prompt; the pictures come first unless the question says where each of them is."""
+        """The whole prompt; the images come first unless the question says where each of them is."""
         if context.count(DEFAULT_IMAGE_TOKEN) != pictures:
             context = user_turn(context.replace(DEFAULT_IMAGE_TOKEN, "").strip(), pictures, self.model.config)
         conversation = self.template.copy()
