@@ -7,7 +7,8 @@ import sys
 
 from dart.utils import exits_cleanly
 from llava.dart_args import dart_config, pruned
-from llava.eval.engine.loop import add_model_arguments, check_first_span, generate, load
+from llava.eval.engine.loop import check_first_span
+from llava.eval.engine.model import add_model_arguments, generate, load
 from llava.eval.engine.prompts import build_prompt, collate, encode
 from llava.eval.engine.sampling import check_decoding
 from llava.files import EMBEDDED_MODEL

@@ -19,7 +19,8 @@ import dart
 from dart.utils import UserError, exits_cleanly, one_line, provenance, write_json, write_text
 from llava.eval import tasks
 from llava.eval.engine.answers import read_lines
-from llava.eval.engine.loop import Loaded, add_loop_arguments, load, run
+from llava.eval.engine.loop import add_loop_arguments, run
+from llava.eval.engine.model import Loaded, load
 from llava.eval.engine.ranks import Ranks
 from llava.eval.engine.suite_table import BLIND, UNPRUNED, to_html, to_markdown
 from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, fingerprint, read_json

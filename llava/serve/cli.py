@@ -15,7 +15,7 @@ from dart.utils import exits_cleanly
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, get_template
 from llava.dart_args import dart_config, pruned
-from llava.eval.engine.loop import Loaded, add_model_arguments, generate, load
+from llava.eval.engine.model import Loaded, add_model_arguments, generate, load
 from llava.eval.engine.prompts import collate, encode, user_turn
 from llava.eval.engine.sampling import check_decoding
 from llava.files import EMBEDDED_MODEL
