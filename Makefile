@@ -70,5 +70,5 @@ bench-gpu:
 	bash scripts/bench_gpu.sh
 
 bench: setup
-	$(VENV)/bin/python -m dart.bench.selection
-	$(VENV)/bin/python -m dart.bench.latency
+	$(VENV)/bin/python -m benchmarks.selection
+	$(VENV)/bin/python -m benchmarks.latency

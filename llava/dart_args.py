@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 
 import dart
-from llava.cli_errors import UserError
+from dart import DartConfig
+from dart.utils import UserError
+from llava.model.anyres import is_anyres
 
-DEFAULT_LAYER, DEFAULT_PIVOTS = 2, 4
-DEFAULT_TOKENS, DEFAULT_NEXT_TOKENS = 128, 320
+DEFAULTS = DartConfig()
+NEXT_TOKENS = 320  # LLaVA-NeXT's, as `retain_token_num_for_llava_next` of the research code
+SETTINGS = [
+    "pruned_layer", "max_num_trunction", "reduction_ratio", "pivot_image_token", "pivot_text_token", "pivot_order",
+    "scope", "strategy", "seed",
+]  # fmt: skip
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 
 
@@ -37,7 +44,7 @@ def add_dart_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("DART")
     group.add_argument("--sparse", nargs="?", type=_switch, const=True, default=False, help="prune vision tokens")
     group.add_argument(
-        "--pruned_layer", type=int, default=DEFAULT_LAYER, help="tokens are dropped before this decoder layer"
+        "--pruned_layer", type=int, default=DEFAULTS.layer, help="tokens are dropped before this decoder layer"
     )
     group.add_argument("--image_token_start_index", type=int, help="checked against the input when given")
     group.add_argument("--image_token_length", type=int, help="checked against the input when given")
@@ -47,10 +54,10 @@ def add_dart_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max_num_trunction",
         type=_tokens,
-        help=f"vision tokens to keep (default without a ratio: {DEFAULT_TOKENS}, LLaVA-NeXT {DEFAULT_NEXT_TOKENS})",
+        help=f"vision tokens to keep (default without a ratio: {DEFAULTS.keep}, LLaVA-NeXT {NEXT_TOKENS})",
     )
-    group.add_argument("--pivot_image_token", type=int, default=DEFAULT_PIVOTS)
-    group.add_argument("--pivot_text_token", type=int, default=DEFAULT_PIVOTS)
+    group.add_argument("--pivot_image_token", type=int, default=DEFAULTS.image_pivots)
+    group.add_argument("--pivot_text_token", type=int, default=DEFAULTS.text_pivots)
     group.add_argument(
         "--pivot_order", default="original", choices=("original", "norm"), help="in which order the pivots choose"
     )
@@ -60,37 +67,47 @@ def add_dart_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("joint", "span"),
         help="one budget for all vision tokens of a prompt (the original) or a share for each picture or tile",
     )
-    group.add_argument("--strategy", default="dart", help="dart, random, uniform or a strategy of your own")
-    group.add_argument("--seed", type=int, default=0, help="of random strategies and of sampling")
+    group.add_argument("--strategy", default=DEFAULTS.strategy, help="dart, random, uniform or a strategy of your own")
+    group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of random strategies and of sampling")
     group.add_argument("--attn_implementation", choices=("eager", "sdpa", "flash_attention_2", "flex_attention"))
 
 
-def dart_config_from_args(args: argparse.Namespace) -> dict[str, Any] | None:
-    """The original's DART_config dictionary, validated; None without --sparse. Raises UserError naming the flag."""
-    if args.reduction_ratio is not None and not 0 < args.reduction_ratio < 1:
-        raise UserError(
-            f"--reduction_ratio must be between 0 and 1 (both excluded), got {args.reduction_ratio}; 0.778 drops 77.8 %"
-        )
-    tokens, next_tokens = args.max_num_trunction, None
-    if tokens is None and args.reduction_ratio is None:
-        tokens, next_tokens = DEFAULT_TOKENS, DEFAULT_NEXT_TOKENS
-    mapping = {
-        "K": args.pruned_layer,
-        "max_num_trunction": tokens,
-        "reduction_ratio": args.reduction_ratio,
-        "retain_token_num_for_llava_next": next_tokens,
-        "pivot_image_token": args.pivot_image_token,
-        "pivot_text_token": args.pivot_text_token,
-        "pivot_order": args.pivot_order,
-        "scope": args.scope,
-        "strategy": args.strategy,
-        "seed": args.seed,
-    }
+def dart_config(args: argparse.Namespace, anyres: bool = False) -> DartConfig | None:
+    """The flags as a DartConfig; None without --sparse. Raises UserError naming the flag, also without --sparse.
+
+    anyres: the checkpoint is a LLaVA-NeXT one, which keeps more tokens when no flag says how many.
+    """
+    keep, ratio = args.max_num_trunction, args.reduction_ratio
+    if ratio is not None and not 0 < ratio < 1:
+        raise UserError(f"--reduction_ratio must be between 0 and 1 (both excluded), got {ratio}; 0.778 drops 77.8 %")
+    if keep is None and ratio is None:
+        keep = NEXT_TOKENS if anyres else DEFAULTS.keep
     try:
-        dart.DartConfig.from_original(mapping)
+        config = DartConfig(
+            keep=keep,
+            reduction_ratio=ratio if keep is None else None,
+            layer=args.pruned_layer,
+            image_pivots=args.pivot_image_token,
+            text_pivots=args.pivot_text_token,
+            pivot_order=args.pivot_order,
+            scope=args.scope,
+            strategy=args.strategy,
+            seed=args.seed,
+        )
     except (TypeError, ValueError) as error:
         raise UserError(f"DART flags: {error}") from error
-    return mapping if args.sparse else None
+    return config if args.sparse else None
+
+
+def pruned(model: Any, args: argparse.Namespace) -> AbstractContextManager[dart.PruneHandle | None]:
+    """`with` DART on the model, as the flags say; None is its handle without --sparse."""
+    config = dart_config(args, is_anyres(model.config))
+    return nullcontext() if config is None else dart.prune(model, config)
+
+
+def dart_settings(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What a resumed run must have in common with its first part; None without --sparse."""
+    return {name: getattr(args, name) for name in SETTINGS} if args.sparse else None
 
 
 def check_image_span(args: argparse.Namespace, span_ids: torch.Tensor) -> None:

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
+EMBEDDED_MODEL, EMBEDDED_DATA = ROOT / "playground" / "models" / "llava-tiny", ROOT / "playground" / "data" / "mini"
 WEIGHTS = ("config.json", "*.safetensors", "*.bin")
 SAMPLE_BYTES = 1 << 20
 

@@ -1,9 +1,10 @@
-"""Pictures and prompts on their way into the model."""
+"""Images and prompts on their way into the model."""
 
 from __future__ import annotations
 
 import io
 import os
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -14,38 +15,60 @@ from PIL import Image
 from transformers import StoppingCriteria
 
 from llava.constants import DEFAULT_IMAGE_TOKEN, IMAGE_TOKEN_INDEX
-from llava.model.anyres import process_anyres_image
+from llava.model.anyres import is_anyres, process_anyres_image
 
 URL_TIMEOUT_SECONDS = 20
+URL_MOST_BYTES = 64 << 20
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # PIL refuses from here on
+LONGEST_ASPECT = 200  # long side to short side, as Qwen's image processors
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, Image.DecompressionBombError)
 
 
 def load_image(path: str) -> Image.Image:
-    """A picture (file path or http(s) URL) as RGB, EXIF rotation ignored as LLaVA does.
+    """An image (file path or http(s) URL) as RGB, EXIF rotation ignored as LLaVA does.
 
-    Raises FileNotFoundError for a missing file, ValueError for one that is truncated or not a picture; both name it.
+    Raises FileNotFoundError for a missing file, ValueError for one that is truncated or not an image; both name it.
     """
     source: Any = path
     if str(path).startswith(("http://", "https://")):
         try:
             with urllib.request.urlopen(path, timeout=URL_TIMEOUT_SECONDS) as response:
-                source = io.BytesIO(response.read())
+                data = response.read(URL_MOST_BYTES + 1)
         except (urllib.error.URLError, OSError) as error:
             raise ValueError(
                 f"image {path} could not be fetched ({error}): check the address and the network"
             ) from error
+        if len(data) > URL_MOST_BYTES:
+            raise ValueError(f"image {path} is larger than {URL_MOST_BYTES >> 20} MiB: give the path of a smaller one")
+        source = io.BytesIO(data)
     elif not os.path.isfile(path):
         raise FileNotFoundError(f"image file {path} does not exist: give the path of a picture")
+    return read_image(source, f"image file {path}")
+
+
+def read_image(source: Any, name: str) -> Image.Image:
+    """An encoded image (a path or a file object) as RGB. Raises ValueError that begins with `name`.
+
+    Refused are images that are damaged, that unpack to more than PIL's limit, or that would when they are padded to a
+    square or their short side is brought to the vision tower's.
+    """
     try:
         with Image.open(source) as image:
+            long, short = max(image.size), min(image.size)
+            if long**2 > MOST_PIXELS or long > LONGEST_ASPECT * short:
+                raise ValueError(
+                    f"its sides of {image.width} x {image.height} pixels are more than {int(MOST_PIXELS**0.5)} or "
+                    f"{LONGEST_ASPECT} to 1"
+                )
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(
-            f"image file {path} cannot be read ({error}): it is truncated or not a picture, replace it"
+            f"{name} cannot be read ({error}): it is truncated, too large or not a picture, replace it"
         ) from error
 
 
 def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Image.Image:
-    """The picture centred on a square of its longer side, filled with `background_color`."""
+    """The image centred on a square of its longer side, filled with `background_color`."""
     width, height = pil_img.size
     if width == height:
         return pil_img
@@ -58,15 +81,14 @@ def expand2square(pil_img: Image.Image, background_color: tuple[int, ...]) -> Im
 def process_images(
     images: Sequence[Image.Image], image_processor: Any, model_cfg: Any
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Pictures -> float32 [N, 3, H, W], or for anyres a list of [tiles, 3, H, W] (stacked when all have equal tiles).
+    """Images -> float32 [N, 3, H, W], or for anyres a list of [tiles, 3, H, W] (stacked when all have equal tiles).
 
     `model_cfg.image_aspect_ratio`: "pad" (square in the mean colour), "anyres" (tiles), anything else: resize and crop.
     """
-    mode = getattr(model_cfg, "image_aspect_ratio", None)
-    if mode == "anyres":
+    if is_anyres(model_cfg):
         pixels = [process_anyres_image(image, image_processor, model_cfg.image_grid_pinpoints) for image in images]
         return torch.stack(pixels) if len({len(p) for p in pixels}) == 1 else pixels
-    if mode == "pad":
+    if getattr(model_cfg, "image_aspect_ratio", None) == "pad":
         color = tuple(int(channel * 255) for channel in image_processor.image_mean)
         images = [expand2square(image, color) for image in images]
     return torch.cat([image_processor(image, return_tensors="pt")["pixel_values"] for image in images])
@@ -77,7 +99,7 @@ def tokenizer_image_token(
 ) -> list[int] | torch.Tensor:
     """Token ids of `prompt` with `image_token_index` for every `<image>`: a list, or LongTensor [S] with "pt".
 
-    The text between pictures is tokenised piece by piece and the BOS stays only at the front.
+    The text between images is tokenised piece by piece and the BOS stays only at the front.
     """
     if return_tensors not in (None, "pt"):
         raise ValueError(f"return_tensors must be None or 'pt', got {return_tensors!r}")

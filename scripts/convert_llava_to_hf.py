@@ -24,18 +24,14 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from llava.cli_errors import UserError, exits_cleanly
+from dart.utils import DTYPES, UserError, exits_cleanly
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_template
-from llava.model.anyres import parse_pinpoints
+from llava.model.anyres import is_anyres, parse_pinpoints
 from llava.model.builder import load_pretrained_model
 
 PROJECTOR = {"0": "linear_1", "2": "linear_2"}
-TEXT_CONFIGS: dict[str, Any] = {
-    "llava_llama": LlamaConfig,
-    "llava_mistral": MistralConfig,
-    "llava_qwen": Qwen2Config,
-}
+TEXT_CONFIGS: dict[str, Any] = {"llava_llama": LlamaConfig, "llava_mistral": MistralConfig, "llava_qwen": Qwen2Config}
 CHAT = (
     "{%% for message in messages %%}{%% if loop.first %%}%s {%% endif %%}"
     "{%% if message['role'] == 'user' %%}USER: "
@@ -46,16 +42,11 @@ CHAT = (
 )
 
 
-def is_next(config: Any) -> bool:
-    """LLaVA-NeXT: pictures in tiles."""
-    return getattr(config, "image_aspect_ratio", None) == "anyres"
-
-
 def convert_config(config: Any, image_token_id: int) -> LlavaConfig | LlavaNextConfig:
     """The config of the converted model. Raises ValueError for what transformers' classes cannot express."""
     if getattr(config, "mm_projector_type", "linear") != "mlp2x_gelu":
         raise ValueError("only checkpoints with mm_projector_type mlp2x_gelu can be converted")
-    if is_next(config) and getattr(config, "mm_patch_merge_type", "flat") != "spatial_unpad":
+    if is_anyres(config) and getattr(config, "mm_patch_merge_type", "flat") != "spatial_unpad":
         raise ValueError("only anyres checkpoints with mm_patch_merge_type spatial_unpad can be converted")
     text_class = TEXT_CONFIGS[config.model_type]
     fields = [name for name in text_class().to_dict() if name != "model_type" and hasattr(config, name)]
@@ -69,7 +60,7 @@ def convert_config(config: Any, image_token_id: int) -> LlavaConfig | LlavaNextC
         "vision_feature_layer": config.mm_vision_select_layer,
         "vision_feature_select_strategy": "default" if config.mm_vision_select_feature == "patch" else "full",
     }
-    if not is_next(config):
+    if not is_anyres(config):
         return LlavaConfig(**common)
     # transformers has (height, width), LLaVA (width, height).
     pinpoints = [[height, width] for width, height in parse_pinpoints(config.image_grid_pinpoints)]
@@ -86,10 +77,10 @@ def chat_template(tokenizer: Any, model_type: str) -> str | None:
 def convert_processor(
     tokenizer: Any, processor: Any, config: LlavaConfig | LlavaNextConfig, original: Any
 ) -> LlavaProcessor | LlavaNextProcessor:
-    """Text and pictures together; `tokenizer` knows the placeholder already. original: the unconverted config."""
+    """Text and images together; `tokenizer` knows the placeholder already. original: the unconverted config."""
     settings = {name: getattr(processor, name) for name in ("size", "crop_size", "image_mean", "image_std")}
     kind: Any
-    if is_next(original):
+    if is_anyres(original):
         kind = LlavaNextProcessor
         images: Any = LlavaNextImageProcessorPil(image_grid_pinpoints=config.image_grid_pinpoints, **settings)
     else:
@@ -112,7 +103,7 @@ def convert_model(model: Any, image_token_id: int) -> LlavaForConditionalGenerat
 
     image_token_id: id of the placeholder, one per visual token; an id beyond the vocabulary adds (zero) rows.
     """
-    family: Any = LlavaNextForConditionalGeneration if is_next(model.config) else LlavaForConditionalGeneration
+    family: Any = LlavaNextForConditionalGeneration if is_anyres(model.config) else LlavaForConditionalGeneration
     converted = family(convert_config(model.config, image_token_id)).to(model.dtype)
     parts = converted.model
     parts.vision_tower.load_state_dict(model.get_vision_tower().tower.state_dict())
@@ -121,7 +112,7 @@ def convert_model(model: Any, image_token_id: int) -> LlavaForConditionalGenerat
     parts.multi_modal_projector.load_state_dict(renamed)
     vision = ("vision_tower.", "mm_projector.", "image_newline")
     decoder = {n: v for n, v in model.model.state_dict().items() if not n.startswith(vision)}
-    if is_next(model.config):
+    if is_anyres(model.config):
         parts.image_newline.data.copy_(model.model.image_newline.data)
     missing_rows = converted.config.text_config.vocab_size - model.config.vocab_size
     decoder["embed_tokens.weight"] = _more_rows(decoder["embed_tokens.weight"], missing_rows)
@@ -139,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--torch-dtype", default="float16", choices=("float32", "float16", "bfloat16"))
+    parser.add_argument("--torch-dtype", default="float16", choices=DTYPES)
     args = parser.parse_args(argv)
     tokenizer, model, processor, _ = load_pretrained_model(args.model_path, device="cpu", torch_dtype=args.torch_dtype)
     if tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
@@ -147,6 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     image_token_id = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)
     if image_token_id is None:
         raise UserError(f"the tokenizer of {args.model_path} did not take the token {DEFAULT_IMAGE_TOKEN}")
+    tokenizer.padding_side = "left"  # prompts of a batch end together: their answers begin there
     converted = convert_model(model, image_token_id)
     converted.save_pretrained(args.output)
     convert_processor(tokenizer, processor, converted.config, model.config).save_pretrained(args.output)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.cli_errors import exits_cleanly
-from llava.eval.answers import read_lines
+from dart.utils import exits_cleanly
+from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.mmbench import read_rows, write_submission
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dart.bench._report import write_json
-from llava.cli_errors import exits_cleanly
-from llava.eval.answers import read_lines
+from dart.utils import exits_cleanly, write_json
+from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.vizwiz import submission
 
 

@@ -1,4 +1,4 @@
-"""The demo: questions with and without DART, prefill times of both, a picture of the kept patches.
+"""The demo: questions with and without DART, prefill times of both, an image of the kept patches.
 
 With nothing set the embedded model answers the embedded TextVQA; --ckpt and --data name a LLaVA-1.5 checkpoint and a
 folder that holds textvqa/. The last line of the output is a JSON object with the figures.
@@ -7,12 +7,13 @@ folder that holds textvqa/. The last line of the output is a JSON object with th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,14 @@ import torch
 from PIL import Image
 
 import dart
+from dart.utils import Sample, UserError, exits_cleanly, in_turns
 from dart.viz import draw_kept
-from llava.cli_errors import UserError, exits_cleanly
 from llava.eval import tasks
-from llava.eval.prompts import build_prompt
+from llava.eval.engine.prompts import build_prompt
+from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, ROOT
 from llava.mm_utils import expand2square, process_images, tokenizer_image_token
 from llava.model.builder import load_pretrained_model
 
-ROOT = Path(__file__).resolve().parents[1]
-CHECKPOINT = ROOT / "playground" / "models" / "llava-tiny"
-DATA = ROOT / "playground" / "data" / "mini"
 OUT = ROOT / "outputs" / "demo"
 SCRIPT = "scripts/v1_5/eval/textvqa.sh"
 RATIO, TOKENS = "0.778", "128"
@@ -50,25 +49,22 @@ def accuracy(args: argparse.Namespace, *arguments: str) -> float:
     return json.loads(done.stdout.splitlines()[-1])["score"]
 
 
-def prefill_ms(model: Any, ids: torch.Tensor, pixels: torch.Tensor, config: dart.DartConfig) -> tuple[float, float]:
+def prefill_ms(model: Any, ids: torch.Tensor, pixels: torch.Tensor, config: dart.DartConfig) -> list[float]:
     """Median milliseconds of a prefill, vision tower included, unpruned and pruned, measured in turn."""
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for k in range(WARM_UP + REPEATS):
-        for pruned in (False, True):
-            handle = dart.prune(model, config) if pruned else None
+
+    def prefill(pruned: bool) -> Sample:
+        with dart.prune(model, config) if pruned else contextlib.nullcontext(), torch.inference_mode():
             began = time.perf_counter()
-            with torch.inference_mode():
-                # The copy to the host waits for a GPU's work to end.
-                model(ids, images=pixels, use_cache=True).logits[:, -1].cpu()
-            if k >= WARM_UP:
-                times[pruned].append(1000 * (time.perf_counter() - began))
-            if handle is not None:
-                handle.remove()
-    return statistics.median(times[False]), statistics.median(times[True])
+            # The copy to the host waits for a GPU's work to end.
+            model(ids, images=pixels, use_cache=True).logits[:, -1].cpu()
+            return {"ms": 1000 * (time.perf_counter() - began)}
+
+    samples = in_turns([partial(prefill, False), partial(prefill, True)], REPEATS, WARM_UP)
+    return [statistics.median(sample["ms"] for sample in own) for own in samples]
 
 
 def as_seen(image: Image.Image, processor: Any, mode: str | None) -> Image.Image:
-    """The part of the picture that reaches the vision tower: padded to a square, or its middle."""
+    """The part of the image that reaches the vision tower: padded to a square, or its middle."""
     if mode == "pad":
         return expand2square(image, tuple(int(255 * m) for m in processor.image_mean))
     side, (width, height) = min(image.size), image.size
@@ -78,9 +74,9 @@ def as_seen(image: Image.Image, processor: Any, mode: str | None) -> Image.Image
 
 def one_example(args: argparse.Namespace) -> dict[str, Any]:
     """Prefill times and the kept patches of the benchmark's first question."""
-    checkpoint, device = str(args.ckpt or CHECKPOINT), os.environ.get("DEVICE")
+    checkpoint, device = str(args.ckpt or EMBEDDED_MODEL), os.environ.get("DEVICE")
     tokenizer, model, processor, _ = load_pretrained_model(checkpoint, device=device)
-    example = tasks.get("textvqa").examples(args.data or DATA)[0]
+    example = tasks.get("textvqa").examples(args.data or EMBEDDED_DATA)[0]
     image = example.picture()
     if image is None:
         raise UserError(f"question {example.question_id} has no picture to draw on")
@@ -88,7 +84,7 @@ def one_example(args: argparse.Namespace) -> dict[str, Any]:
     ids = tokenizer_image_token(prompt, tokenizer, return_tensors="pt")[None].to(model.device)
     pixels = process_images([image], processor, model.config).to(model.device, model.dtype)
     config = dart.DartConfig(keep=int(TOKENS), pivot_order="original")
-    before, after = prefill_ms(model, ids, pixels, config)
+    times = prefill_ms(model, ids, pixels, config)
     with dart.prune(model, config) as handle, torch.inference_mode():
         model(ids, images=pixels)
         report = handle.last
@@ -99,7 +95,7 @@ def one_example(args: argparse.Namespace) -> dict[str, Any]:
     draw_kept(seen, (report.kept[0] - start).tolist(), (side, side)).save(picture)
     print(f"question: {example.text.splitlines()[0]}\npicture with the kept patches: {os.path.relpath(picture)}")
     tokens = (report.visual_before[0], report.visual_after[0])
-    return {"tokens": tokens, "prefill_ms": (before, after), "picture": os.path.relpath(picture)}
+    return {"tokens": tokens, "prefill_ms": times, "picture": os.path.relpath(picture)}
 
 
 @exits_cleanly
@@ -127,4 +123,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -17,8 +17,8 @@ Script = Callable[[int, dict[str, Any]], str | int | bytes | float]
 class StandIn:
     """`requests`: the bodies so far; `keys`: their Authorization headers; `paths`: where they went."""
 
-    def __init__(self, script: Script):
-        self.script, self.url = script, ""
+    def __init__(self, script: Script, headers: dict[str, str], error: bytes):
+        self.script, self.url, self.headers, self.error = script, "", headers, error
         self.requests: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.paths: list[str] = []
@@ -35,17 +35,21 @@ class StandIn:
         code = reply if isinstance(reply, int) else 200
         if isinstance(reply, str):
             reply = json.dumps({"choices": [{"message": {"role": "assistant", "content": reply}}]}).encode()
-        data = reply if isinstance(reply, bytes) else b'{"error": "scripted"}'
+        data = reply if isinstance(reply, bytes) else self.error
         handler.send_response(code)
+        for name, value in {"Content-Type": "application/json", "Retry-After-Ms": "1", **self.headers}.items():
+            handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(data)))
         handler.end_headers()
         handler.wfile.write(data)
 
 
 @contextmanager
-def stand_in(script: Script) -> Iterator[StandIn]:
-    """A server on a free port for the time of the `with` block."""
-    server = StandIn(script)
+def stand_in(
+    script: Script, headers: dict[str, str] | None = None, error: bytes = b'{"error": "scripted"}'
+) -> Iterator[StandIn]:
+    """A server on a free port for the time of the `with` block. headers: of every reply; error: sent with a code."""
+    server = StandIn(script, headers or {}, error)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -7,9 +7,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from dart.bench import flops
-from dart.bench.phases import cache_bytes, peak_bytes
-from dart.bench.shapes import SHAPES, config_of
+from benchmarks import flops
+from benchmarks.phases import cache_bytes, peak_bytes
+from benchmarks.shapes import SHAPES, config_of
 
 VICUNA = flops.Decoder.of(config_of(SHAPES["llava-next-7b"]).get_text_config())
 VISUAL, KEPT, LAYER = 2880, 320, 2

@@ -29,7 +29,7 @@ from dart.cli.app import main
 from dart.cli.loading import load
 from dart.cli.media import Video, read_image, read_video, spaced
 from dart.viz import NEWLINE, View, draw_views, kept_cells
-from llava.eval.prompts import build_prompt
+from llava.eval.engine.prompts import build_prompt
 from scripts import convert_llava_to_hf
 
 ROOT = Path(__file__).resolve().parents[1]

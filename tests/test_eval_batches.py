@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from llava.eval import loop, suite, tasks
+from llava.eval import tasks
+from llava.eval.engine import loop
+from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL
 
 STEP = 3  # every third question of TextVQA-mini
 BATCH = 8
@@ -14,7 +16,7 @@ BATCH = 8
 def arguments(answers, *more):
     parser = argparse.ArgumentParser()
     loop.add_loop_arguments(parser, files=False)
-    model = ["--model-path", str(suite.EMBEDDED_MODEL), "--device", "cpu", "--torch-dtype", "float32"]
+    model = ["--model-path", str(EMBEDDED_MODEL), "--device", "cpu", "--torch-dtype", "float32"]
     args = parser.parse_args([*model, "--answers-file", str(answers), *more])
     args.question_file = "textvqa"
     return args
@@ -27,7 +29,7 @@ def loaded(tmp_path_factory):
 
 @pytest.mark.parametrize("flags", [[], ["--sparse", "--max_num_trunction", "64"]], ids=["unpruned", "dart"])
 def test_batches_equal_single_questions(loaded, tmp_path, flags):
-    examples = tasks.get("textvqa").examples(suite.EMBEDDED_DATA)[::STEP]
+    examples = tasks.get("textvqa").examples(EMBEDDED_DATA)[::STEP]
     lengths = {len(loaded.tokenizer(e.text).input_ids) for e in examples}
     assert len(lengths) > 1, "equal lengths would need no padding"
     files = []

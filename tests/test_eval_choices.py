@@ -5,17 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import json
-import zipfile
+import sys
 from pathlib import Path
-from xml.etree import ElementTree
 
+import openpyxl
 import pytest
 from PIL import Image
 
-from llava.cli_errors import UserError
-from llava.eval import circular, eval_science_qa, tasks
-from llava.eval.choices import LETTER_REQUEST, choice_of
-from llava.eval.tables import MAIN, read_tsv, write_xlsx
+from dart.utils import UserError
+from llava.eval import eval_science_qa, tasks
+from llava.eval.engine import circular
+from llava.eval.engine.choices import LETTER_REQUEST, choice_of
+from llava.eval.engine.tables import read_tsv, write_xlsx
 from llava.eval.tasks import mmbench, seed, sqa
 
 OPTIONS = {"A": "red", "B": "dark blue", "C": "green"}
@@ -111,15 +112,8 @@ def test_circular_evaluation_wants_every_rotation(tmp_path: Path) -> None:
         circular.score_answers(rows, [first, second])
 
 
-def _sheet(path: Path) -> list[list[str | None]]:
-    with zipfile.ZipFile(path) as file:
-        assert all(ElementTree.fromstring(file.read(name)) is not None for name in file.namelist())
-        sheet = ElementTree.fromstring(file.read("xl/worksheets/sheet1.xml"))
-    rows = []
-    for row in sheet.iter(f"{{{MAIN}}}row"):
-        cells = {c.attrib["r"].rstrip("0123456789"): "".join(c.itertext()) for c in row}
-        rows.append([cells.get(chr(ord("A") + k)) for k in range(8)])
-    return rows
+def _sheet(path: Path) -> list[list[str | int | None]]:
+    return [list(row) for row in openpyxl.load_workbook(path).active.values]
 
 
 def test_mmbench_submission(tmp_path: Path) -> None:
@@ -128,15 +122,18 @@ def test_mmbench_submission(tmp_path: Path) -> None:
     mmbench.write_submission(rows, answers, tmp_path / "up" / "x.xlsx")
     header, *lines = _sheet(tmp_path / "up" / "x.xlsx")
     assert header == ["index", "question", "A", "B", "C", "D", "prediction", "answer"]
-    assert lines[0] == ["7", "Which?", "red", "blue", None, None, "B <&>", "B"]
+    assert lines[0] == [7, "Which?", "red", "blue", None, None, "B <&>", "B"]
     assert [line[6] for line in lines] == ["B <&>", None, "A"]
 
 
-def test_spreadsheets_have_more_than_26_columns_and_no_control_characters(tmp_path: Path) -> None:
-    write_xlsx(tmp_path / "x.xlsx", [f"c{k}" for k in range(28)], [["\x0bok", 3]])
-    with zipfile.ZipFile(tmp_path / "x.xlsx") as file:
-        text = file.read("xl/worksheets/sheet1.xml").decode()
-    assert '<c r="AB1"' in text and ">ok<" in text and '<c r="B2"><v>3</v></c>' in text
+def test_spreadsheets_have_no_control_characters_and_are_replaced_in_one_step(tmp_path: Path, monkeypatch) -> None:
+    write_xlsx(tmp_path / "x.xlsx", ["a", "b"], [["\x0bok", 3], ["=1+1", None]])
+    assert _sheet(tmp_path / "x.xlsx") == [["a", "b"], ["ok", 3], ["=1+1", None]]
+    assert openpyxl.load_workbook(tmp_path / "x.xlsx").active["A3"].data_type == "s", "an answer is no formula"
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(UserError, match=r"pip install 'dart-vlm\[eval\]'"):
+        write_xlsx(tmp_path / "x.xlsx", ["a"], [])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.xlsx"]
 
 
 def test_wrong_tables_are_named(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval import loop
-from llava.eval.examples import Example
-from llava.eval.ranks import parts_of
+from llava.eval.engine import loop
+from llava.eval.engine.examples import Example
+from llava.eval.engine.ranks import parts_of
 from tests.test_eval_loop import arguments
 
 KILLS, QUESTIONS, PICTURES = 10, 60, 6

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval import model_vqa, model_vqa_mmbench, model_vqa_science
-from llava.eval.choices import LETTER_REQUEST
+from llava.eval.engine.choices import LETTER_REQUEST
 from llava.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]

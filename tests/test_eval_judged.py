@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from judge_server import StandIn, stand_in
 
-from llava.cli_errors import UserError
-from llava.eval import eval_gpt_review_bench, eval_mmvet, judge, score, summarize_gpt_review, tasks
-from llava.eval.answers import read_lines
-from llava.eval.judge import Judge, Judgements, fingerprint
+from dart.utils import UserError
+from llava.eval import eval_gpt_review_bench, eval_mmvet, score, summarize_gpt_review, tasks
+from llava.eval.engine import judge
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.judge import Judge, Judgements, fingerprint
 from llava.eval.tasks import llavabench, mmvet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,7 +27,6 @@ HELLO = [{"role": "user", "content": "hello"}]
 def _no_judge_and_no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "JUDGE_MODEL", "JUDGE_TIMEOUT"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(judge, "FIRST_PAUSE_SECONDS", 0.001)
     monkeypatch.setattr(judge, "TRIES", 3)
 
 
@@ -55,7 +55,12 @@ def test_own_server_needs_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("OPENAI_BASE_URL", "", "set OPENAI_API_KEY"),
         ("OPENAI_BASE_URL", "file:///etc/hosts", "must start with http"),
-        ("JUDGE_TIMEOUT", "soon", "JUDGE_TIMEOUT must be a number of seconds, got 'soon'"),
+        ("OPENAI_BASE_URL", "http://host:port/v1", "and name a host"),
+        ("OPENAI_BASE_URL", "http://[host/v1", "and name a host"),
+        *(
+            ("JUDGE_TIMEOUT", value, "JUDGE_TIMEOUT must be a number of seconds")
+            for value in ("soon", "inf", "nan", "0")
+        ),
     ],
 )
 def test_bad_environment_is_named(name: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,14 +71,43 @@ def test_bad_environment_is_named(name: str, value: str, message: str, monkeypat
         Judge.from_environment("official")
 
 
-@pytest.mark.parametrize(
-    "hiccup", [503, 429, b"<html>busy</html>", b'{"choices": []}', b'{"choices": [{"message": {}}]}']
-)
-def test_passing_problems_are_tried_again(hiccup: int | bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    with stand_in(lambda number, _: hiccup if number < 2 else "at last") as server:
+@pytest.mark.parametrize("code", [503, 429])
+def test_passing_problems_are_tried_again(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stand_in(lambda number, _: code if number < 2 else "at last") as server:
         use(server, monkeypatch)
         assert Judge.from_environment("m").ask(HELLO, 0.0, 1) == "at last"
     assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "reply", [b"<html>busy</html>", b'{"choices": []}', b'{"choices": [{"message": {}}]}', b"[" * 100_000]
+)
+def test_what_is_no_completion_is_one_clear_error(reply: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with stand_in(lambda *_: reply) as server:
+        use(server, monkeypatch)
+        with pytest.raises(UserError, match="its reply is no chat completion"):
+            Judge.from_environment("m").ask(HELLO, 0.0, 1)
+
+
+def test_the_key_goes_to_no_other_host_and_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    with stand_in(lambda *_: "stolen") as elsewhere:
+        with stand_in(lambda *_: 302, headers={"Location": elsewhere.url + "/chat/completions"}) as server:
+            use(server, monkeypatch)
+            with pytest.raises(UserError, match="HTTP 302"):
+                Judge.from_environment("m").ask(HELLO, 0.0, 1)
+        assert elsewhere.requests == [] and len(server.requests) == 1
+    with stand_in(lambda *_: 401, error=b"wrong key: secret") as server:
+        use(server, monkeypatch)
+        own = Judge.from_environment("m")
+        with pytest.raises(UserError, match=r"wrong key: \(the key\)") as raised:
+            own.ask(HELLO, 0.0, 1)
+    assert "secret" not in str(raised.value) + repr(own)
+
+
+def test_without_openai_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(UserError, match=r"needs the package openai: pip install 'dart-vlm\[eval\]'"):
+        Judge("http://x/v1", "k", "m").ask(HELLO, 0.0, 1)
 
 
 def test_a_refusal_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

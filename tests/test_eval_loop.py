@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,11 @@ import pytest
 import torch
 from PIL import Image
 
-from llava.eval import loop
-from llava.eval.answers import AnswersFile
-from llava.eval.examples import Example
-from llava.eval.loop import add_loop_arguments, batches_of
-from llava.eval.sampling import GumbelNoise, seed_of
+from llava.eval.engine import loop
+from llava.eval.engine.answers import AnswersFile
+from llava.eval.engine.examples import Example
+from llava.eval.engine.loop import add_loop_arguments, batches_of
+from llava.eval.engine.sampling import GumbelNoise, seed_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINT = ROOT / "tests/golden/ckpt/llava-v1.5-tiny"
@@ -142,7 +144,7 @@ def test_other_settings_are_not_resumed(data, tmp_path, capsys):
     answers = tmp_path / "a.jsonl"
     before = run(data, answers, "--sparse")
     message = refused(capsys, data, answers, "--sparse", "--max_num_trunction", "64")
-    assert "128" in message and "64" in message and "--overwrite" in message
+    assert "None there, 64 now" in message and "--overwrite" in message
     assert answers.read_bytes() == before
 
 
@@ -160,6 +162,9 @@ def test_two_writers_are_refused(data, tmp_path, capsys):
         (["--sparse", "--image_token_start_index", "40"], "40 but the input's picture has 35"),
         (["--sparse", "--image_token_length", "100"], "100 but the input's picture has 576"),
         (["--conv-mode", "nope"], "nope"),
+        (["--device", "nope"], "device 'nope' is unknown"),
+        (["--num_beams", "0"], "--num_beams must be 1 or more, got 0"),
+        (["--top_p", "0"], "--top_p must be above 0"),
         (["--num-chunks", "2", "--chunk-idx", "2"], "--chunk-idx 2"),
     ],
 )
@@ -178,15 +183,43 @@ def test_a_broken_question_line_is_named(data, tmp_path, capsys):
     assert "line 2" in refused(capsys, data, tmp_path / "a.jsonl", "--question-file", str(broken))
 
 
-@pytest.mark.parametrize(("kind", "batch"), [("missing", "1"), ("missing", "4"), ("truncated", "1")])
+@pytest.mark.parametrize("more", [[], ["--overwrite"]])
+def test_the_question_file_is_no_answers_file(data, tmp_path, capsys, more):
+    questions = tmp_path / "q.jsonl"
+    questions.write_bytes(before := (data / "questions.jsonl").read_bytes())
+    (tmp_path / "link.jsonl").symlink_to(questions)
+    for answers in (questions, tmp_path / "link.jsonl"):
+        message = refused(capsys, data, answers, "--question-file", str(questions), *more)
+        assert "the question file are both" in message
+    assert questions.read_bytes() == before and [path.name for path in tmp_path.glob(".*")] == []
+
+
+def test_a_device_or_a_pipe_is_no_answers_file(data, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    for answers in (Path("/dev/zero"), tmp_path / "pipe", tmp_path):
+        assert "is no regular file" in refused(capsys, data, answers)
+
+
+def bomb() -> bytes:
+    """A PNG header that promises 60000 x 60000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "batch"), [("missing", "1"), ("missing", "4"), ("truncated", "1"), ("bomb", "1"), ("sliver", "4")]
+)
 def test_a_bad_picture_is_named_and_earlier_answers_stay(data, tmp_path, capsys, kind, batch):
     for path in data.glob("*.png"):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     bad = tmp_path / "2.png"
     if kind == "missing":
         bad.unlink()
+    elif kind == "sliver":
+        Image.new("RGB", (3, 20000)).save(bad)
     else:
-        bad.write_bytes(bad.read_bytes()[:60])
+        bad.write_bytes(bomb() if kind == "bomb" else bad.read_bytes()[:60])
     answers = tmp_path / "a.jsonl"
     assert "2.png" in refused(capsys, data, answers, "--image-folder", str(tmp_path), "--batch-size", batch)
     assert len(answers.read_text().splitlines()) == 2

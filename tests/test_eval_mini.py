@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llava.eval import tasks
-from llava.eval.answers import read_lines
-from llava.eval.report import parts_of
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.figures import parts_of
 from llava.eval.tasks import mme, pope, textvqa
 
 MINI = Path(__file__).resolve().parents[1] / "playground" / "data" / "mini"

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval import tasks
-from llava.eval.challenge import score_challenge
-from llava.eval.normalize import challenge_accuracy
+from llava.eval.engine.challenge import score_challenge
+from llava.eval.engine.normalize import challenge_accuracy
 from llava.eval.tasks import gqa, vizwiz, vqav2
 
 MINI = Path(__file__).resolve().parents[1] / "playground" / "data" / "mini"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval import model_vqa_ocrbench, model_vqa_qbench, tasks
 from llava.eval.tasks import ocrbench, qbench
 

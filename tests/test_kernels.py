@@ -24,8 +24,8 @@ from dart.engine.layout import PADDING
 from dart.engine.selection import Kept, select_rows
 
 pytest.importorskip("triton")
-from dart.bench import builds  # noqa: E402
-from dart.bench import kernels as bench  # noqa: E402
+from benchmarks import builds  # noqa: E402
+from benchmarks import kernels as bench  # noqa: E402
 from dart.kernels import launch  # noqa: E402
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -300,7 +300,7 @@ def test_modes(monkeypatch, caplog):
 def test_they_compile_for_a_hopper_gpu(dtype, tmp_path):
     """Without one: Triton brings its compiler. Half precision multiplies on the tensor cores, nothing spills."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, "-m", "dart.bench.builds", "--dtypes", dtype]
+    command = [sys.executable, "-m", "benchmarks.builds", "--dtypes", dtype]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     built = {row["kernel"]: row for row in json.loads(done.stdout.splitlines()[-1])["rows"]}
@@ -312,13 +312,17 @@ def test_they_compile_for_a_hopper_gpu(dtype, tmp_path):
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="here the interpreter is off")
 def test_the_benchmarks_commands(capsys, monkeypatch):
-    assert builds.main([]) == 2 and "TRITON_INTERPRET unset" in capsys.readouterr().err
-    assert builds.main(["--dtypes", "int8"]) == 2 and "float32, got int8" in capsys.readouterr().err
-    assert bench.main(["--shapes", "huge"]) == 2 and "got huge" in capsys.readouterr().err
-    assert bench.main(["--device", "cpu", "--shapes", "tiny", "--batch-sizes", "2", "--repeats", "1"]) == 0
+    def refused(main, *arguments):
+        with pytest.raises(SystemExit, match="2"):
+            main(list(arguments))
+        return capsys.readouterr().err
+
+    assert "TRITON_INTERPRET unset" in refused(builds.main)
+    assert "bfloat16, got int8" in refused(builds.main, "--dtypes", "int8")
+    assert "got huge" in refused(bench.main, "--shapes", "huge")
+    bench.main(["--device", "cpu", "--shapes", "tiny", "--batch-sizes", "2", "--repeats", "1"])
     (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert row["same_tokens"] == 1.0 and row["graph_us"] is None and row["floor_us"] > 0
     assert kernels.VARIABLE not in os.environ
     monkeypatch.delenv(kernels.INTERPRETER)
-    assert bench.main(["--device", "cpu", "--shapes", "tiny"]) == 2
-    assert "needs TRITON_INTERPRET=1" in capsys.readouterr().err
+    assert "needs TRITON_INTERPRET=1" in refused(bench.main, "--device", "cpu", "--shapes", "tiny")

@@ -11,8 +11,8 @@ from transformers import StaticCache
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
+from benchmarks.phases import host_waits
 from dart import kernels
-from dart.bench.phases import host_waits
 from dart.selection import plan_batch, select_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

@@ -181,6 +181,7 @@ def test_a_converted_folder_answers_as_the_original(tmp_path):
     source = GOLDEN / "ckpt" / "llava-v1.6-vicuna-tiny"
     convert(["--model-path", str(source), "--output", str(tmp_path), "--torch-dtype", "float32"])
     processor = LlavaNextProcessor.from_pretrained(tmp_path, backend="pil")
+    assert processor.tokenizer.padding_side == "left", "the first answers of a padded batch would be empty"
     model = LlavaNextForConditionalGeneration.from_pretrained(tmp_path).eval()
     image = load_image(str(GOLDEN / "images" / "llava16_tall.png"))
     inputs = dict(processor(text=RECORD["samples"]["tall"]["prompt"], images=image, return_tensors="pt"))

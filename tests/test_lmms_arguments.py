@@ -11,7 +11,7 @@ from lmms_eval_dart.arguments import CLEAN, ORIGINAL, split
 from lmms_eval_dart.one_line import ends_in_one_line
 
 from dart import DartConfig
-from llava.cli_errors import UserError
+from dart.utils import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 STOCK = ("pretrained", "batch_size", "max_pixels")

@@ -19,16 +19,17 @@ import decord
 from lmms_eval import evaluator
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager, get_task_dict
-from lmms_eval_dart.models.qwen2_5_vl import cut
+from lmms_eval_dart.models.base import cut
+from lmms_eval_dart.models.qwen2_5_vl import PARAGRAPH
 from lmms_eval_dart.visuals import checked_messages
 from PIL import Image
 
 from dart import DartConfig
-from llava.eval import loop
-from llava.eval.examples import Example
-from scripts.tiny import mini_several
-from scripts.tiny.mini import SEED
-from scripts.tiny.several import FRAMES
+from dev.tiny import mini_several
+from dev.tiny.mini import SEED
+from dev.tiny.several import FRAMES
+from llava.eval.engine import loop
+from llava.eval.engine.examples import Example
 
 ROOT = Path(__file__).resolve().parents[1]
 MODELS, MINI = ROOT / "playground" / "models", ROOT / "playground" / "data" / "mini"
@@ -176,8 +177,8 @@ def _one_video_task(folder: Path, video: Path) -> TaskManager:
 
 
 def test_until_and_the_system_prompt_of_the_chat_class():
-    assert cut("red\nASSISTANT: blue", ["ASSISTANT:", "\n\n"]) == "red\n"
-    assert cut("one\n\ntwo", "\n\n") == "one\n\ntwo"
+    assert cut("red\nASSISTANT: blue", ["ASSISTANT:", "\n\n"], PARAGRAPH) == "red\n"
+    assert cut("one\n\ntwo", "\n\n", PARAGRAPH) == "one\n\ntwo"
     messages = [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
     system = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
     assert checked_messages(lambda doc: messages, "Be brief.")(None) == [system, *messages]

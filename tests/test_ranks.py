@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llava.cli_errors import UserError
-from llava.eval.loop import add_loop_arguments, load
-from llava.eval.loop import run as loop_run
+from dart.utils import UserError
+from llava.eval.engine.loop import add_loop_arguments, load
+from llava.eval.engine.loop import run as loop_run
+from llava.eval.engine.ranks import Ranks, parts_of
 from llava.eval.model_vqa_loader import main
-from llava.eval.ranks import Ranks, parts_of
 from tests.test_eval_loop import (  # noqa: F401  (data and whole are fixtures)
     QUESTIONS,
     ROOT,
@@ -90,10 +90,10 @@ def test_only_the_first_of_several_goes_on_when_nothing_was_left(data, tmp_path,
     add_loop_arguments(parser)
     args = parser.parse_args(arguments(data, tmp_path / "a.jsonl", "--sparse"))
     loaded = load(args)
-    assert loop_run(args, loaded) is True
+    assert loop_run(args, loaded).complete is True
     for index, count, goes_on in ((1, 2, False), (0, 2, True), (0, 1, True)):
         place(index, count)
-        assert loop_run(args, loaded) is goes_on
+        assert loop_run(args, loaded).complete is goes_on
 
 
 def test_parts_of_other_settings_are_refused_and_overwritten(data, tmp_path, place, capsys):  # noqa: F811
@@ -102,7 +102,7 @@ def test_parts_of_other_settings_are_refused_and_overwritten(data, tmp_path, pla
     main(arguments(data, answers, "--sparse"))
     place(0, 1)
     message = refused(capsys, data, answers, "--sparse", "--max_num_trunction", "64")
-    assert "(dart.max_num_trunction: 128 there, 64 now;" in message
+    assert "(dart.max_num_trunction: None there, 64 now)" in message
     alone = run(data, tmp_path / "alone.jsonl", "--sparse", "--max_num_trunction", "64")
     assert run(data, answers, "--sparse", "--max_num_trunction", "64", "--overwrite") == alone
     assert parts_of(answers) == []

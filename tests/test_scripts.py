@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from llava.eval import run, tasks
-from llava.eval.examples import Example
-from llava.eval.loop import answer_row
+from llava.eval.engine.examples import Example
+from llava.eval.engine.loop import answer_row
 from llava.eval.tasks import mmbench
 from llava.files import read_json
 
@@ -106,11 +106,6 @@ def test_every_script_says_what_it_runs_on_first(name: str, tmp_path: Path) -> N
     first, second = result.stdout.splitlines()[:2]
     assert "playground/models/llava-tiny" in first and "playground/data/mini" in second
     assert result.stderr.strip().startswith("error: --reduction_ratio") and "1.5" in result.stderr
-
-
-def test_scripts_are_thin() -> None:
-    for path in (ROOT / "scripts").glob("v1_*/eval/*.sh"):
-        assert len(path.read_text().splitlines()) < 15, path
 
 
 STUB = "#!{python}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n"

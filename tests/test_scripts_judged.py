@@ -12,8 +12,8 @@ import pytest
 from judge_server import stand_in
 
 from llava.eval import tasks
-from llava.eval.examples import Example
-from llava.eval.loop import answer_row
+from llava.eval.engine.examples import Example
+from llava.eval.engine.loop import answer_row
 from llava.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache, StaticCache
 
 import dart
-from dart.bench.phases import cache_bytes
-from dart.bench.shapes import SHAPES, Workload, build, workload
+from benchmarks.phases import cache_bytes
+from benchmarks.shapes import SHAPES, Workload, build, workload
 from dart.compiled import ISOLATED, compile_layers, compile_step
 
 SHAPE = SHAPES["tiny"]

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from llava.cli_errors import UserError
-from llava.eval import suite, suite_table, tasks
-from llava.eval.suite import Setting, fingerprint, settings_of
+from dart.utils import UserError
+from llava.eval import suite, tasks
+from llava.eval.engine import loop, suite_table
+from llava.eval.suite import Setting, settings_of
+from llava.files import EMBEDDED_DATA, fingerprint
 
-MINI = suite.EMBEDDED_DATA
+MINI = EMBEDDED_DATA
 CHECKPOINT = Path(__file__).parent / "golden" / "ckpt" / "llava-v1.5-tiny"
 QUESTIONS = 3
 # The paper's Table 1 (LLaVA-1.5-7B): unpruned, then 192, 128 and 64 tokens with their published averages.
@@ -61,6 +63,10 @@ def test_seeds_are_one_row_and_what_failed_is_named():
     assert "h&lt;w" in suite_table.to_html(results_with(cells))
 
 
+def test_a_name_with_a_bar_stays_in_its_cell():
+    assert suite_table.markdown(["a|b"], [["c\nd|"]]) == ["| a\\|b |", "| --- |", "| c d\\| |"]
+
+
 def test_checkpoints_differ_by_content_not_by_name(tmp_path):
     for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
         (tmp_path / name).mkdir()
@@ -105,7 +111,9 @@ def test_tasks_decide_their_prompts_unless_a_flag_does(tmp_path, monkeypatch):
     asked = []
     task = tasks.get("qbench")
     monkeypatch.setattr(suite, "load", lambda args: None)
-    monkeypatch.setattr(suite, "run", lambda args, *_: asked.append((args.conv_mode, args.max_new_tokens)))
+    monkeypatch.setattr(
+        suite, "run", lambda args, *_: asked.append((args.conv_mode, args.max_new_tokens)) or loop.Outcome(True, None)
+    )
     monkeypatch.setattr(suite, "read_lines", lambda path: [])
     monkeypatch.setattr(type(task), "figures", lambda *_: (_ for _ in ()).throw(UserError("stop")))
     for flags in ([], ["--conv-mode", "vicuna_v1", "--max_new_tokens", "5"]):

@@ -9,17 +9,17 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from scripts.tiny.batches import IGNORE
-from scripts.tiny.losses import turns_loss
-from scripts.tiny.questions import Mix
-from scripts.tiny.qwen.export import export
-from scripts.tiny.qwen.model import FAMILIES, PACES, TinyQwen, patches_of
-from scripts.tiny.qwen.pictures import Grid
-from scripts.tiny.qwen.prompts import OPENING, TURN, ChatPacker, head_of
-from scripts.tiny.qwen.samples import KINDS, sample
-from scripts.tiny.qwen.tokenizer import train_tokenizer
-from scripts.tiny.several import FRAMES, drift
-from scripts.tiny.world import sample_scene
+from dev.tiny.batches import IGNORE
+from dev.tiny.losses import turns_loss
+from dev.tiny.questions import Mix
+from dev.tiny.qwen.export import export
+from dev.tiny.qwen.model import FAMILIES, PACES, TinyQwen, patches_of
+from dev.tiny.qwen.pictures import Grid
+from dev.tiny.qwen.prompts import OPENING, TURN, ChatPacker, head_of
+from dev.tiny.qwen.samples import KINDS, sample
+from dev.tiny.qwen.tokenizer import train_tokenizer
+from dev.tiny.several import FRAMES, drift
+from dev.tiny.world import sample_scene
 
 
 @pytest.fixture(scope="module")

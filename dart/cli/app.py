@@ -14,13 +14,13 @@ from PIL import Image
 
 import dart
 from dart import strategies
-from dart.bench._report import provenance, write_json
 from dart.cli.errors import Parser, UserError, exits_cleanly
 from dart.cli.loading import DTYPES, Subject, load
 from dart.cli.measure import Answer, answer
 from dart.cli.media import read_all
 from dart.cli.readers import Prompt
 from dart.config import PIVOT_ORDERS, SCOPES
+from dart.utils import provenance, write_json
 from dart.viz import draw_views
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")

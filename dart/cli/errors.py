@@ -1,47 +1,5 @@
-"""One clear line for every mistake a user can make on a command line."""
+"""Moved to `dart.utils`."""
 
-from __future__ import annotations
+from dart.utils import INTERRUPTED, USAGE_ERROR, Parser, UserError, exits_cleanly, one_line
 
-import argparse
-import functools
-import sys
-from collections.abc import Callable
-from typing import NoReturn, ParamSpec, TypeVar
-
-P = ParamSpec("P")
-R = TypeVar("R")
-USAGE_ERROR = 2
-INTERRUPTED = 130
-
-
-class UserError(Exception):
-    """Bad input: the message names the input, what was expected and what to do."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises UserError for bad arguments, so that they too end in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (--help lists the options)")
-
-
-def one_line(error: BaseException) -> str:
-    """The error's message without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a command's `main`: bad input prints `error: ...` and exits with code 2, Ctrl-C exits with code 130."""
-
-    @functools.wraps(main)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return main(*args, **kwargs)
-        except (UserError, ValueError, FileNotFoundError) as error:
-            print(f"error: {one_line(error)}", file=sys.stderr)
-            raise SystemExit(USAGE_ERROR) from None
-        except KeyboardInterrupt:
-            print("interrupted; run the same command again to resume", file=sys.stderr)
-            raise SystemExit(INTERRUPTED) from None
-
-    return wrapper
+__all__ = ["INTERRUPTED", "USAGE_ERROR", "Parser", "UserError", "exits_cleanly", "one_line"]

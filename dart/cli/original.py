@@ -15,7 +15,7 @@ from dart.cli.readers import Prompt, middle_square, padded_square
 from dart.cli.tiles import tile_cells
 from dart.viz import NEWLINE, View
 from llava.constants import IMAGE_TOKEN_INDEX
-from llava.eval.prompts import build_prompt, collate, encode
+from llava.eval.engine.prompts import build_prompt, collate, encode
 from llava.model.anyres import parse_pinpoints, select_best_resolution, unpad
 from llava.model.builder import load_pretrained_model
 

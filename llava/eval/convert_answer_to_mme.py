@@ -1,7 +1,7 @@
 """Turn an answers file into MME's result files: `python -m llava.eval.convert_answer_to_mme --experiment NAME`.
 
 As LLaVA's, it is run in the MME folder and reads answers/NAME.jsonl; --data-dir, --answers-file and --out-dir name
-other places. One file a subtask, ready for `python -m llava.eval.eval_mme`.
+other places. One file per subtask, ready for `python -m llava.eval.eval_mme`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-from llava.cli_errors import UserError, exits_cleanly
-from llava.eval.answers import read_lines
+from dart.utils import UserError, exits_cleanly
+from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.mme import IMAGES, SUFFIX, read_truth, truth_of
 
 

@@ -1,6 +1,6 @@
 """Have a language model rate pairs of answers: `python -m llava.eval.eval_gpt_review_bench -q ... -a REFERENCE OURS`.
 
-The judge: any OpenAI-compatible endpoint, see llava/eval/judge.py. Reviews that are there already are not asked again.
+The judge is any OpenAI-compatible endpoint (llava/eval/engine/judge.py); reviews that are there already are kept.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 
 import llava.eval.tasks.llavabench as bench
-from llava.cli_errors import exits_cleanly
-from llava.eval.answers import read_lines
-from llava.eval.judge import Judge
+from dart.utils import exits_cleanly
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.judge import Judge
 from llava.files import read_json
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.cli_errors import UserError, exits_cleanly
-from llava.eval.report import emit
+from dart.utils import UserError, exits_cleanly
+from llava.eval.engine.figures import emit
 from llava.eval.tasks.mme import score_rows
 
 FIELDS = 4

@@ -1,6 +1,6 @@
 """Grade MM-Vet's submission file: `python -m llava.eval.eval_mmvet --mmvet_path FOLDER --result_file FILE`.
 
-The judge: any OpenAI-compatible endpoint, see llava/eval/judge.py. Grades that are there already are not asked again.
+The judge is any OpenAI-compatible endpoint (llava/eval/engine/judge.py); grades that are there already are kept.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import argparse
 from pathlib import Path
 
 import llava.eval.tasks.mmvet as bench
-from dart.bench._report import write_json
-from llava.cli_errors import exits_cleanly
-from llava.eval.judge import Judge
-from llava.eval.report import emit, parts_of
+from dart.utils import exits_cleanly, write_json
+from llava.eval.engine.figures import emit, parts_of
+from llava.eval.engine.judge import Judge
 from llava.files import read_json
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.cli_errors import exits_cleanly
-from llava.eval.answers import read_lines
-from llava.eval.report import emit
+from dart.utils import exits_cleanly
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.figures import emit
 from llava.eval.tasks.pope import score_answers
 
 

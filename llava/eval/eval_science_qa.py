@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dart.bench._report import write_json
-from llava.cli_errors import exits_cleanly
-from llava.eval.answers import read_lines
-from llava.eval.report import emit, parts_of
+from dart.utils import exits_cleanly, write_json
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.figures import emit, parts_of
 from llava.eval.tasks.sqa import figures_of, is_right, judge, problems_of
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.cli_errors import UserError, exits_cleanly
-from llava.eval.answers import read_lines
-from llava.eval.report import emit
+from dart.utils import UserError, exits_cleanly
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.figures import emit
 from llava.eval.tasks.textvqa import score_answers
 from llava.files import read_json
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from llava.cli_errors import exits_cleanly
-from llava.eval.loop import add_loop_arguments, run
+from dart.utils import exits_cleanly
+from llava.eval.engine.loop import add_loop_arguments, run
 
 LONG_ANSWER = 1024
 

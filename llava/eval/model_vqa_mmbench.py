@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.cli_errors import exits_cleanly
-from llava.eval.loop import add_loop_arguments, run
+from dart.utils import exits_cleanly
+from llava.eval.engine.loop import add_loop_arguments, run
 from llava.eval.model_vqa import LONG_ANSWER
 from llava.eval.tasks.mmbench import questions_of, read_rows
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dart.bench._report import write_json
-from llava.cli_errors import exits_cleanly
-from llava.eval.answers import read_lines
-from llava.eval.loop import add_loop_arguments, run
-from llava.eval.report import emit, parts_of
-from llava.eval.tasks.ocrbench import figures_of, judged, read_entries, read_questions
+from dart.utils import exits_cleanly, write_json
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.figures import emit, parts_of
+from llava.eval.engine.loop import add_loop_arguments, run
+from llava.eval.tasks.ocrbench import FIELDS, figures_of, judged, read_entries, read_questions
 
 
 @exits_cleanly
@@ -39,9 +38,9 @@ def main(argv: list[str] | None = None) -> None:
     flags = ["--model-path", own.model_path, "--conv-mode", own.conv_mode, "--answers-file", str(answers)]
     args = loop.parse_args([*flags, *rest])
     args.question_file = own.OCRBench_file
-    complete = run(args, examples=read_questions(Path(own.OCRBench_file), Path(own.image_folder)))
-    if complete and args.num_chunks == 1:
-        rows = judged(read_entries(Path(own.OCRBench_file)), list(read_lines(answers)))
+    outcome = run(args, examples=read_questions(Path(own.OCRBench_file), Path(own.image_folder)))
+    if outcome.complete and args.num_chunks == 1:
+        rows = judged(read_entries(Path(own.OCRBench_file), FIELDS), list(read_lines(answers)))
         write_json(folder / f"{own.save_name}.json", rows)
         figures = figures_of(rows)
         emit(figures, parts_of(figures), None)

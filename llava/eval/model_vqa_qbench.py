@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.cli_errors import exits_cleanly
-from llava.eval.answers import read_lines
-from llava.eval.loop import add_loop_arguments, run
-from llava.eval.report import UPLOADS
-from llava.eval.tasks.qbench import REQUESTS, QBenchBase, read_entries, read_questions, write_submission
+from dart.utils import exits_cleanly
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.figures import UPLOADS
+from llava.eval.engine.loop import add_loop_arguments, run
+from llava.eval.tasks.qbench import FIELDS, REQUESTS, QBenchBase, read_entries, read_questions, write_submission
 
 
 @exits_cleanly
@@ -25,10 +25,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.set_defaults(max_new_tokens=QBenchBase.max_new_tokens, conv_mode=QBenchBase.conv_mode)
     args = parser.parse_args(argv)
     questions, answers = Path(args.question_file), Path(args.answers_file)
-    complete = run(args, examples=read_questions(questions, Path(args.image_folder), args.lang))
-    if complete and args.num_chunks == 1:
+    outcome = run(args, examples=read_questions(questions, Path(args.image_folder), args.lang))
+    if outcome.complete and args.num_chunks == 1:
         upload = answers.parent / UPLOADS / f"{answers.stem}.jsonl"
-        write_submission(read_entries(questions), list(read_lines(answers)), upload)
+        write_submission(read_entries(questions, FIELDS), list(read_lines(answers)), upload)
         print(f"submission file: {upload}")
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.cli_errors import exits_cleanly
+from dart.utils import exits_cleanly
 from llava.eval import tasks
-from llava.eval.loop import add_loop_arguments, run
-from llava.eval.report import finish
+from llava.eval.engine.loop import add_loop_arguments, run
 
 
 @exits_cleanly
@@ -25,9 +24,9 @@ def main(argv: list[str] | None = None) -> None:
     split = task.split(data, args.split)
     examples = task.examples(data, split)
     task.complete(args, data, split)
-    complete = run(args, examples=examples)
-    if complete and args.num_chunks == 1:
-        finish(task, data, Path(args.answers_file), split, args.out)
+    outcome = run(args, examples=examples)
+    if outcome.complete and args.num_chunks == 1:
+        task.finish(data, Path(args.answers_file), split, args.out)
 
 
 if __name__ == "__main__":

@@ -1,45 +1,43 @@
-"""Ask about one picture or several: `python -m llava.eval.run_llava --image-file X --query Q [--sparse]`."""
+"""Ask about one image or several: `python -m llava.eval.run_llava --image-file X --query Q [--sparse]`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
-from llava.cli_errors import exits_cleanly
-from llava.dart_args import dart_config_from_args
-from llava.eval.loop import add_model_arguments, check_first_span, generate, load
-from llava.eval.prompts import build_prompt, collate, encode
-from llava.eval.sampling import check_decoding
+from dart.utils import exits_cleanly
+from llava.dart_args import dart_config, pruned
+from llava.eval.engine.loop import check_first_span
+from llava.eval.engine.model import add_model_arguments, generate, load
+from llava.eval.engine.prompts import build_prompt, collate, encode
+from llava.eval.engine.sampling import check_decoding
+from llava.files import EMBEDDED_MODEL
 from llava.mm_utils import load_image
-
-EMBEDDED = Path(__file__).resolve().parents[2] / "playground" / "models" / "llava-tiny"
 
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_model_arguments(parser, default_path=str(EMBEDDED))
+    add_model_arguments(parser, default_path=str(EMBEDDED_MODEL))
     parser.add_argument("--image-file", required=True, help="one picture, or several joined by --sep")
     parser.add_argument("--sep", default=",")
     parser.add_argument("--query", required=True)
     args = parser.parse_args(argv)
-    mapping = dart_config_from_args(args)
+    dart_config(args)
     check_decoding(args)
     images = [load_image(source) for source in args.image_file.split(args.sep)]
-    if args.model_path == str(EMBEDDED):
-        print(f"model: the embedded one, {EMBEDDED.name}; --model-path names another", file=sys.stderr)
+    if args.model_path == str(EMBEDDED_MODEL):
+        print(f"model: the embedded one, {EMBEDDED_MODEL.name}; --model-path names another", file=sys.stderr)
     loaded = load(args)
     config = loaded.model.config
-    config.DART_config = mapping
     prompt = build_prompt(args.query, config, args.conv_mode, len(images))
     batch = collate([encode(prompt, images, loaded.tokenizer, loaded.image_processor, config)])
-    if mapping is not None:
+    if args.sparse:
         check_first_span(loaded, batch, args)
-    print(generate(loaded, batch, args, [prompt])[0])
-    handle = loaded.model.dart_handle
-    if handle is not None and handle.last is not None:
-        print(f"vision tokens: {handle.last.visual_before[0]} -> {handle.last.visual_after[0]}", file=sys.stderr)
+    with pruned(loaded.model, args) as handle:
+        print(generate(loaded, batch, args, [prompt])[0])
+        if handle is not None and handle.last is not None:
+            print(f"vision tokens: {handle.last.visual_before[0]} -> {handle.last.visual_after[0]}", file=sys.stderr)
 
 
 if __name__ == "__main__":

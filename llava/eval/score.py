@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.cli_errors import exits_cleanly
+from dart.utils import exits_cleanly
 from llava.eval import tasks
-from llava.eval.report import finish
 
 
 @exits_cleanly
@@ -19,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--answers-file", required=True)
     parser.add_argument("--out", help="write the figures to this file")
     args = parser.parse_args(argv)
-    finish(tasks.get(args.task), Path(args.data), Path(args.answers_file), args.split, args.out)
+    tasks.get(args.task).finish(Path(args.data), Path(args.answers_file), args.split, args.out)
 
 
 if __name__ == "__main__":

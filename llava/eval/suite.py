@@ -16,25 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import dart
-from dart.bench._report import provenance, write_json
-from llava.cli_errors import UserError, exits_cleanly, one_line
+from dart.utils import UserError, exits_cleanly, one_line, provenance, write_json, write_text
 from llava.eval import tasks
-from llava.eval.answers import read_lines
-from llava.eval.loop import Loaded, add_loop_arguments, load, run
-from llava.eval.ranks import Ranks
-from llava.eval.suite_table import BLIND, UNPRUNED, to_html, to_markdown
-from llava.files import read_json
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.loop import add_loop_arguments, run
+from llava.eval.engine.model import Loaded, load
+from llava.eval.engine.ranks import Ranks
+from llava.eval.engine.suite_table import BLIND, UNPRUNED, to_html, to_markdown
+from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, fingerprint, read_json
 
-ROOT = Path(__file__).resolve().parents[2]
-EMBEDDED_MODEL, EMBEDDED_DATA = ROOT / "playground/models/llava-tiny", ROOT / "playground/data/mini"
-WEIGHT_FILES = ("*.safetensors", "*.bin")
-HASHED_BYTES = 1 << 20  # of each end of a weight file: content enough to tell checkpoints apart, quick for large ones
 RANDOM = "random"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table. keep: None = unpruned; blind: every picture replaced by grey."""
+    """One row of the table. keep: None = unpruned; blind: every image replaced by grey."""
 
     name: str
     strategy: str | None = None
@@ -70,22 +66,6 @@ def settings_of(
                 yield Setting(f"{strategy}-{keep}", strategy, keep)
 
 
-def fingerprint(checkpoint: str) -> str:
-    """Tells one checkpoint from another: of a folder's weights (sizes, both ends), else of the hub's name."""
-    digest = hashlib.sha256()
-    folder = Path(checkpoint)
-    if not folder.is_dir():
-        digest.update(checkpoint.encode())
-    for path in sorted(p for pattern in WEIGHT_FILES for p in folder.glob(pattern)):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(HASHED_BYTES))
-            file.seek(max(0, size - HASHED_BYTES))
-            digest.update(file.read(HASHED_BYTES))
-    return digest.hexdigest()
-
-
 class Suite:
     """Runs the missing cells of one results file. Raises UserError for a file of another checkpoint."""
 
@@ -94,7 +74,7 @@ class Suite:
         self.parser = argparse.ArgumentParser(prog="suite: flags of the loop")
         add_loop_arguments(self.parser, files=False)
         self.parser.set_defaults(max_new_tokens=None, conv_mode=None)
-        digest = fingerprint(checkpoint)
+        digest = fingerprint(checkpoint) or hashlib.sha256(checkpoint.encode()).hexdigest()
         self.work = work / digest[:12]
         known = read_json(out) if out.is_file() else {"checkpoint_sha256": digest}
         if known.get("checkpoint_sha256") != digest:
@@ -120,8 +100,8 @@ class Suite:
     def _write(self) -> None:
         self.results |= provenance()
         write_json(self.out, self.results)
-        self.out.with_suffix(".md").write_text(to_markdown(self.results), encoding="utf-8")
-        self.out.with_suffix(".html").write_text(to_html(self.results), encoding="utf-8")
+        write_text(self.out.with_suffix(".md"), to_markdown(self.results))
+        write_text(self.out.with_suffix(".html"), to_html(self.results))
 
     def _cell(self, benchmark: str, setting: Setting) -> dict[str, Any]:
         """The figures of one cell, or `error` and the reason."""
@@ -140,11 +120,9 @@ class Suite:
         task.complete(args, data, task.split(data))
         if self._loaded is None:
             self._loaded = load(args)
-        run(args, self._loaded, examples)
+        last = run(args, self._loaded, examples).report
         figures = task.figures(data, list(read_lines(answers)), answers.with_suffix(""))
-        handle = self._loaded.model.dart_handle
-        if handle is not None and handle.last is not None:
-            last = handle.last
+        if last is not None:
             figures |= {
                 "tokens": [last.visual_before[0], last.visual_after[0]],
                 "mean_tokens": last.mean_visual_tokens[0],
@@ -184,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             "the suite is one process; several share one benchmark: accelerate launch -m llava.eval.run ..."
         )
-    out = args.out or ROOT / "outputs" / "suite" / f"{Path(args.ckpt).name}.json"
+    out = args.out or Path("outputs", "suite") / f"{Path(args.ckpt).name}.json"
     if args.overwrite:
         out.unlink(missing_ok=True)
         loop_flags.append("--overwrite")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from llava.cli_errors import UserError, exits_cleanly
-from llava.eval.answers import read_lines
+from dart.utils import UserError, exits_cleanly
+from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.llavabench import summary_of
 
 PREFIXES = ("gpt4_text", "reviews_", "review_")

@@ -1,4 +1,4 @@
-"""LLaVA-NeXT's "anyres" pictures: an overview plus tiles of the best-fitting grid, merged into one picture again."""
+"""LLaVA-NeXT's "anyres" images: an overview plus tiles of the best-fitting grid, merged into one image again."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ import torch
 from PIL import Image
 
 
+def is_anyres(config: Any) -> bool:
+    """LLaVA-NeXT: images in tiles, as the checkpoint's config says."""
+    return getattr(config, "image_aspect_ratio", None) == "anyres"
+
+
 def parse_pinpoints(pinpoints: str | Sequence[Sequence[int]]) -> list[tuple[int, int]]:
     """The config's `image_grid_pinpoints` as (width, height) pairs; old configs store them as text."""
     pairs = ast.literal_eval(pinpoints) if isinstance(pinpoints, str) else pinpoints
@@ -18,7 +23,7 @@ def parse_pinpoints(pinpoints: str | Sequence[Sequence[int]]) -> list[tuple[int,
 
 
 def select_best_resolution(size: tuple[int, int], resolutions: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The (width, height) that keeps most of the picture's pixels, and among equals wastes the least area."""
+    """The (width, height) that keeps most of the image's pixels, and among equals wastes the least area."""
 
     def fit(resolution: tuple[int, int]) -> tuple[int, int]:
         scale = min(resolution[0] / size[0], resolution[1] / size[1])
@@ -29,7 +34,7 @@ def select_best_resolution(size: tuple[int, int], resolutions: Sequence[tuple[in
 
 
 def resize_and_pad_image(image: Image.Image, resolution: tuple[int, int]) -> Image.Image:
-    """The picture scaled to fit `resolution` (width, height), centred on black."""
+    """The image scaled to fit `resolution` (width, height), centred on black."""
     (width, height), (target_width, target_height) = image.size, resolution
     scale_width, scale_height = target_width / width, target_height / height
     if scale_width < scale_height:
@@ -44,7 +49,7 @@ def resize_and_pad_image(image: Image.Image, resolution: tuple[int, int]) -> Ima
 
 
 def process_anyres_image(image: Image.Image, processor: Any, pinpoints: str | Sequence[Sequence[int]]) -> torch.Tensor:
-    """float32 [1 + tiles, 3, side, side]: the whole picture squeezed to a square, then the tiles row by row."""
+    """float32 [1 + tiles, 3, side, side]: the whole image squeezed to a square, then the tiles row by row."""
     resolution = select_best_resolution(image.size, parse_pinpoints(pinpoints))
     padded = resize_and_pad_image(image, resolution)
     side = processor.crop_size["height"]
@@ -56,7 +61,7 @@ def process_anyres_image(image: Image.Image, processor: Any, pinpoints: str | Se
 
 
 def unpad(features: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Cut the padding off features [C, H, W] of a picture of `size` (width, height)."""
+    """Cut the padding off features [C, H, W] of an image of `size` (width, height)."""
     height, width = features.shape[1:]
     if size[0] / size[1] > width / height:
         rows = (height - int(size[1] * (width / size[0]))) // 2
@@ -72,7 +77,7 @@ def merge_tiles(
     tile_side: int,
     newline: torch.Tensor | None,
 ) -> torch.Tensor:
-    """[1 + tiles, patches, C] -> [tokens, C]: the overview, then the tiles as one picture.
+    """[1 + tiles, patches, C] -> [tokens, C]: the overview, then the tiles as one image.
 
     size: (width, height) of the original. newline [C]: "spatial_unpad" (padding cut, newline after each row); None:
     "spatial".
@@ -104,7 +109,7 @@ def view_ids(
 ) -> torch.Tensor:
     """LongTensor [tokens]: from which view (1 = overview, then the tiles) each token of `merge_tiles` comes.
 
-    views, patches: of the picture and of each view. A newline belongs to the tile that its row ends in.
+    views, patches: of the image and of each view. A newline belongs to the tile that its row ends in.
     """
     numbers = torch.arange(1.0, views + 1)[:, None, None].expand(views, patches, 1)
     merged = merge_tiles(numbers, size, pinpoints, tile_side, torch.zeros(1) if unpad_rows else None)[:, 0].long()

@@ -10,9 +10,10 @@ import torch
 from transformers import AutoTokenizer, BitsAndBytesConfig, CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from dart.utils import checkpoint_folder, device_of, dtype_of
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.files import read_json
-from llava.model.checkpoint import check_folder, weight_names
+from llava.model.checkpoint import weight_names
 from llava.model.language_model.llava_llama import LlavaLlamaForCausalLM
 from llava.model.language_model.llava_mistral import LlavaMistralForCausalLM
 from llava.model.language_model.llava_qwen import LlavaQwenForCausalLM
@@ -28,7 +29,6 @@ LANGUAGE_MODELS: dict[str, Any] = {
     for each in (LlavaLlamaForCausalLM, LlavaMistralForCausalLM, LlavaQwenForCausalLM)
 }
 HF_TYPES = ("llava", "llava_next")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def load_pretrained_model(
@@ -49,10 +49,10 @@ def load_pretrained_model(
     accepted for compatibility and decides nothing. device None: CUDA where available, else CPU. torch_dtype None:
     float16 on CUDA, float32 on CPU. Raises FileNotFoundError / ValueError naming what is missing or wrong.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device if isinstance(device, torch.device) else device_of(device)
     dtype = _dtype(torch_dtype if torch_dtype is not None else kwargs.pop("dtype", None), device)
-    folder = _local_folder(model_path)
-    base = _local_folder(model_base) if model_base else folder
+    folder = _checked_folder(model_path)
+    base = _checked_folder(model_base) if model_base else folder
     _check_lora(folder, model_base)
     config = _config(folder)
     if getattr(config, "mm_vision_tower", None) is None:
@@ -98,27 +98,14 @@ def _config(folder: str) -> Any:
 def _dtype(value: torch.dtype | str | None, device: torch.device) -> torch.dtype:
     if value is None:
         return torch.float16 if device.type == "cuda" else torch.float32
-    if isinstance(value, str):
-        if value not in DTYPES:
-            raise ValueError(f"torch_dtype {value!r} is unknown; known: {', '.join(DTYPES)}")
-        return DTYPES[value]
-    return value
+    return dtype_of(value) if isinstance(value, str) else value
 
 
-def _local_folder(path: str) -> str:
-    """`path` itself when it is a folder, else the snapshot of the hub repository of that name."""
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if os.path.isdir(path) or looks_local or os.path.isdir(os.path.dirname(path)):
-        check_folder(path)
-        return path
-    from huggingface_hub import snapshot_download
-
-    try:
-        return snapshot_download(path)
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"model path {path} does not exist here and cannot be fetched from the hub ({type(error).__name__})"
-        ) from error
+def _checked_folder(path: str) -> str:
+    folder = checkpoint_folder(path)
+    if not os.path.isfile(os.path.join(folder, "config.json")):
+        raise FileNotFoundError(f"{folder} has no config.json: expected a LLaVA checkpoint folder")
+    return folder
 
 
 def _placement(device: torch.device, device_map: Any, eight: bool, four: bool, dtype: torch.dtype) -> dict[str, Any]:

@@ -13,16 +13,6 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
 
 
-def check_folder(path: str) -> None:
-    """Raises FileNotFoundError unless `path` is a checkpoint folder with a config.json."""
-    if not os.path.isdir(path):
-        raise FileNotFoundError(
-            f"model path {path} does not exist: expected a folder with a LLaVA checkpoint or a hub name"
-        )
-    if not os.path.isfile(os.path.join(path, "config.json")):
-        raise FileNotFoundError(f"{path} has no config.json: expected a LLaVA checkpoint folder")
-
-
 def weight_names(folder: str) -> set[str]:
     """Names of all tensors in the folder's checkpoint. Raises FileNotFoundError naming a missing shard."""
     for name in INDEXES:

@@ -1,6 +1,6 @@
-"""Talk about a picture: `python -m llava.serve.cli --image-file X [--sparse]`.
+"""Talk about an image: `python -m llava.serve.cli --image-file X [--sparse]`.
 
-/image PATH adds a picture; /exit, Ctrl-C or the end of the input leaves.
+/image PATH adds an image; /exit, Ctrl-C or the end of the input leaves.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import sys
 from PIL import Image
 from transformers import TextStreamer
 
-from llava.cli_errors import exits_cleanly
-from llava.conversation import get_template
-from llava.dart_args import dart_config_from_args
-from llava.eval.loop import Loaded, add_model_arguments, generate, load
-from llava.eval.prompts import collate, encode, user_turn
-from llava.eval.run_llava import EMBEDDED
-from llava.eval.sampling import check_decoding
+from dart.utils import exits_cleanly
+from llava.constants import DEFAULT_IMAGE_TOKEN
+from llava.conversation import Conversation, get_template
+from llava.dart_args import dart_config, pruned
+from llava.eval.engine.model import Loaded, add_model_arguments, generate, load
+from llava.eval.engine.prompts import collate, encode, user_turn
+from llava.eval.engine.sampling import check_decoding
+from llava.files import EMBEDDED_MODEL
 from llava.mm_utils import load_image
 
 DEFAULT_NEW_TOKENS = 512
@@ -43,18 +44,24 @@ def read_line(role: str) -> str | None:
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    add_model_arguments(parser, default_path=str(EMBEDDED))
+    add_model_arguments(parser, default_path=str(EMBEDDED_MODEL))
     parser.add_argument("--image-file", help="the first picture")
     parser.set_defaults(max_new_tokens=DEFAULT_NEW_TOKENS)
     args = parser.parse_args(argv)
-    mapping = dart_config_from_args(args)
+    dart_config(args)
     check_decoding(args)
     images = [load_image(args.image_file)] if args.image_file else []
-    loaded = load(args)
-    loaded.model.config.DART_config = mapping
     conversation = get_template(args.conv_mode)
+    loaded = load(args)
+    with pruned(loaded.model, args):
+        talk(loaded, conversation, images, args)
+
+
+def talk(loaded: Loaded, conversation: Conversation, images: list[Image.Image], args: argparse.Namespace) -> None:
+    """Turn after turn, until the user leaves."""
+    user, assistant = conversation.roles
     pending = len(images)
-    while (line := read_line(conversation.roles[0])) not in (None, "/exit"):
+    while (line := read_line(user)) not in (None, "/exit"):
         if line.startswith("/image "):
             try:
                 images.append(load_image(line.removeprefix("/image ").strip()))
@@ -62,14 +69,17 @@ def main(argv: list[str] | None = None) -> None:
             except (FileNotFoundError, ValueError) as error:
                 print(f"error: {error}", file=sys.stderr)
             continue
+        if DEFAULT_IMAGE_TOKEN in line:
+            print(f"error: {DEFAULT_IMAGE_TOKEN} stands for an image: add one with /image PATH", file=sys.stderr)
+            continue
         if not line:
             continue
-        conversation.append_message(conversation.roles[0], user_turn(line, pending, loaded.model.config))
-        conversation.append_message(conversation.roles[1], None)
+        conversation.append_message(user, user_turn(line, pending, loaded.model.config))
+        conversation.append_message(assistant, None)
         pending = 0
-        print(f"{conversation.roles[1]}: ", end="", flush=True)
+        print(f"{assistant}: ", end="", flush=True)
         text = answer(loaded, conversation.get_prompt(), images, args)
-        conversation.messages[-1] = [conversation.roles[1], text]
+        conversation.messages[-1] = [assistant, text]
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dart import DartConfig
-from llava.cli_errors import UserError
+from dart.utils import UserError
 
 SWITCH = "Sparse"
-# The research code's arguments -> its DART_config dictionary. Where the pictures are is read from each input, so the
+# The research code's arguments -> its DART_config dictionary. Where the images are is read from each input, so the
 # two image_token_* arguments are accepted and not used.
 ORIGINAL = {
     "pruned_layer": "K",

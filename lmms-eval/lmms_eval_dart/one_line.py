@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from tqdm import tqdm
 
-from llava.cli_errors import USAGE_ERROR, UserError, one_line
+from dart.utils import USAGE_ERROR, UserError, one_line
 
 P = ParamSpec("P")
 R = TypeVar("R")

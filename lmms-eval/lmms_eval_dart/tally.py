@@ -35,6 +35,6 @@ class Tally:
         if n == 0:
             return f"DART ({config.strategy}): no sample had vision tokens"
         return (
-            f"DART ({config.strategy}): {self.before / n:.1f} -> {self.after / n:.1f} vision tokens a sample "
+            f"DART ({config.strategy}): {self.before / n:.1f} -> {self.after / n:.1f} vision tokens per sample "
             f"from layer {config.layer}, {self.mean / n:.1f} as a mean over the layers; {n} samples"
         )

@@ -1,4 +1,4 @@
-"""Pictures and videos are looked at before a stock model gets them: some of them skip what they cannot read."""
+"""Images and videos are looked at before a stock model gets them: some of them skip what they cannot read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from llava.cli_errors import UserError, one_line
+from dart.utils import UserError, one_line
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov")  # the ones that the stock models take for a video
 
@@ -26,7 +26,7 @@ def check_video(path: str) -> None:
 
 
 def checked_visuals(doc_to_visual: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A task's `doc_to_visual` that raises UserError for a picture or video that cannot be read."""
+    """A task's `doc_to_visual` that raises UserError for an image or video that cannot be read."""
 
     def visuals_of(doc: Any) -> Any:
         visuals = _read(doc_to_visual, doc)

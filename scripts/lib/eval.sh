@@ -63,23 +63,12 @@ run_benchmark() {
     local count=${NPROC:-${#gpus[@]}}
     if [ "$count" -gt 1 ]; then
         if [ "${OVERWRITE:-0}" = 1 ]; then rm -f "$answers" "$answers".meta.json "$answers".part*; fi
-        run_together "$count" "${command[@]}"
+        # The processes share the questions, and the one that finishes last scores (llava/eval/engine/ranks.py). They need
+        # no rendezvous, and one that dies must not end the others: xargs rather than torchrun. Each says why it failed.
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} WORLD_SIZE=$count
+        seq 0 $((count - 1)) | xargs -P "$count" -I@rank@ env RANK=@rank@ LOCAL_RANK=@rank@ "${command[@]}" || exit 2
     else
         if [ "${OVERWRITE:-0}" = 1 ]; then command+=(--overwrite); fi
         "${command[@]}"
     fi
-}
-
-# run_together COUNT COMMAND...: the processes share the questions, and the one that finishes last scores (llava/eval/ranks.py).
-run_together() {
-    local count=$1 rank pids=() failed=0
-    shift
-    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}  # as torchrun: the processes share the cores
-    trap 'kill "${pids[@]}" 2>/dev/null || true; exit 130' INT TERM  # they ignore the terminal's Ctrl-C
-    for ((rank = 0; rank < count; rank++)); do
-        RANK=$rank LOCAL_RANK=$rank WORLD_SIZE=$count "$@" &
-        pids+=($!)
-    done
-    for rank in "${pids[@]}"; do wait "$rank" || failed=$?; done
-    return "$failed"
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.eval.tasks.base import TASKS, Task, register
 
 __all__ = ["Task", "available", "get", "register"]

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from llava.cli_errors import UserError
-from llava.eval.examples import Example, check_pictures, read_question_file
-
-Answers = Sequence[Mapping[str, Any]]
+from dart.utils import UserError
+from llava.eval.engine.answers import Answers, read_lines
+from llava.eval.engine.examples import Example, check_pictures, read_question_file
+from llava.eval.engine.figures import UPLOADS, emit, parts_of
+from llava.files import read_json
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Split:
     """One part of a benchmark, such as val or test.
 
     files: what must be there, relative path -> what it is. questions: the question file; images: the folder of the
-    pictures. server: where the score is made, for a part without public answers.
+    images. server: where the score is made, for a part without public answers.
     """
 
     files: Mapping[str, str]
@@ -52,7 +53,7 @@ class Task(ABC):
         return name or next(installed, next(iter(self.splits)))
 
     def examples(self, data: Path, split: str | None = None) -> Sequence[Example]:
-        """All questions. Raises UserError naming every file or the picture that is missing."""
+        """All questions. Raises UserError naming every file or the image that is missing."""
         home, part = data / self.folder, self.splits[self.split(data, split)]
         require(home, part.files, self.source)
         examples = self.read(home, part)
@@ -89,6 +90,15 @@ class Task(ABC):
             return {"score": None, "samples": len(answers), "split": name, "server": server, **extra}
         return {**self.score(data, answers, name), **({"split": name} if len(self.splits) > 1 else {}), **extra}
 
+    def finish(self, data: Path, answers_file: Path, split: str | None, out: str | None) -> None:
+        """Score a finished answers file and print the figures, with the submission file in `answers_upload` beside it.
+
+        out: a file to write the figures to.
+        """
+        stem = answers_file.parent / UPLOADS / answers_file.stem
+        figures = self.figures(data, list(read_lines(answers_file)), stem, split)
+        emit(figures, parts_of(figures), out)
+
 
 TASKS: dict[str, Task] = {}
 TaskClass = TypeVar("TaskClass", bound=type[Task])
@@ -104,25 +114,17 @@ def register(name: str) -> Callable[[TaskClass], TaskClass]:
     return add
 
 
+def read_entries(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
+    """A benchmark's JSON list of questions. Raises UserError naming an entry that lacks one of the needed fields."""
+    entries = read_json(path)
+    for number, entry in enumerate(entries):
+        if missing := [name for name in needed if name not in entry]:
+            raise UserError(f"{path} question {number} lacks {', '.join(missing)}; get the file again")
+    return entries
+
+
 def require(folder: Path, paths: Mapping[str, str], source: str) -> None:
     """Raise one clear error for everything that a benchmark folder lacks. paths: relative path -> what it is."""
     missing = [f"{path} ({what})" for path, what in paths.items() if not (folder / path).exists()]
     if missing:
         raise UserError(f"benchmark folder {folder} lacks {', '.join(missing)}; get it from {source}")
-
-
-def percent(part: float, whole: float) -> float:
-    """100 * part / whole with two decimals; 0 of nothing."""
-    return round(100 * part / whole, 2) if whole else 0.0
-
-
-def by_question(answers: Answers) -> dict[str, Mapping[str, Any]]:
-    """Answers by question id, as text: files differ in whether ids are numbers."""
-    return {str(row["question_id"]): row for row in answers}
-
-
-def answer_to(given: Mapping[str, Mapping[str, Any]], question_id: Any, benchmark: str) -> str:
-    """The answer's text; given: see `by_question`. Raises UserError when there is none."""
-    if str(question_id) not in given:
-        raise UserError(f"{benchmark} question {question_id} has no answer; finish the run, then score or submit it")
-    return str(given[str(question_id)]["text"])

@@ -1,13 +1,14 @@
-"""easy-VQA (the PyPI package of that name), converted by `python -m scripts.tiny.easy_vqa`: exact match."""
+"""easy-VQA (the PyPI package of that name), converted by `python -m dev.tiny.easy_vqa`: exact match."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
-from llava.eval.normalize import normalize_answer
-from llava.eval.tasks.base import Answers, Split, Task, percent, register
+from dart.utils import UserError
+from llava.eval.engine.answers import Answers, percent
+from llava.eval.engine.normalize import normalize_answer
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES, ANSWERS = "llava_easy_vqa_test.jsonl", "images", "answers.json"
@@ -16,7 +17,7 @@ QUESTIONS, IMAGES, ANSWERS = "llava_easy_vqa_test.jsonl", "images", "answers.jso
 @register("easy_vqa")
 class EasyVqa(Task):
     folder = "easy_vqa"
-    source = "pip install easy-vqa, then python -m scripts.tiny.easy_vqa"
+    source = "pip install easy-vqa, then python -m dev.tiny.easy_vqa"
     splits = {"test": Split({QUESTIONS: "questions", IMAGES: "pictures", ANSWERS: "answers"}, QUESTIONS, IMAGES)}
     max_new_tokens = 16
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dart.bench._report import write_json
-from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
+from dart.utils import write_json
+from llava.eval.engine.answers import Answers, answer_to, by_question, percent
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES = "llava_gqa_testdev_balanced.jsonl", "data/images"

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
-from llava.eval.answers import read_lines
-from llava.eval.judge import Judge, Judgements, fingerprint, judging, verdict_of
-from llava.eval.tasks.base import Answers, Split, Task, by_question, register
+from dart.utils import UserError
+from llava.eval.engine.answers import Answers, by_question, read_lines
+from llava.eval.engine.judge import Judge, Judgements, fingerprint, judging, verdict_of
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, CONTEXT, REFERENCE, IMAGES = "questions.jsonl", "context.jsonl", "answers_gpt4.jsonl", "images"
@@ -44,7 +44,7 @@ def content_of(question: Mapping[str, Any], caption: str, rule: Mapping[str, str
 
 
 def captions_of(contexts: Rows) -> dict[str, str]:
-    """Picture -> its description; a list of sentences is joined by line breaks, a text is taken as it is."""
+    """Image -> its description; a list of sentences is joined by line breaks, a text is taken as it is."""
     return {
         row["image"]: row["caption"] if isinstance(row["caption"], str) else "\n".join(row["caption"])
         for row in contexts

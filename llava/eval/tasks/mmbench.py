@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
-from llava.eval.choices import LETTER_REQUEST, LETTER_REQUEST_CN, ask
-from llava.eval.circular import OPTIONS, Row, has_rotations, score_answers
-from llava.eval.examples import Example
-from llava.eval.tables import read_tsv, write_xlsx
-from llava.eval.tasks.base import Answers, Split, Task, register
+from dart.utils import UserError
+from llava.eval.engine.answers import Answers
+from llava.eval.engine.choices import LETTER_REQUEST, LETTER_REQUEST_CN, ask
+from llava.eval.engine.circular import OPTIONS, Row, has_rotations, score_answers
+from llava.eval.engine.examples import Example
+from llava.eval.engine.tables import read_tsv, write_xlsx
+from llava.eval.tasks.base import Split, Task, register
 
 COLUMNS = ("index", "question", "hint", "A", "B", "image")
 NOT_SUBMITTED = {"hint", "category", "source", "image", "comment", "l2-category"}
@@ -41,7 +42,7 @@ def options_of(row: Row) -> list[str]:
 
 
 def _pictures(rows: Sequence[Row]) -> dict[int, bytes]:
-    """index -> encoded picture; a cell that is another row's index means that row's picture."""
+    """index -> encoded image; a cell that is another row's index means that row's image."""
     cells = {row["index"]: row["image"] or "" for row in rows}
     pictures: dict[int, bytes] = {}
     for index, cell in cells.items():
@@ -78,7 +79,7 @@ def questions_of(rows: Sequence[Row], lang: str, single_pred_prompt: bool, all_r
 
 
 def write_submission(rows: Sequence[Row], answers: Answers, path: Path) -> None:
-    """The server's spreadsheet: the table without pictures, with a column of predictions."""
+    """The server's spreadsheet: the table without images, with a column of predictions."""
     texts = {int(a["question_id"]): a["text"] for a in answers if a.get("round_id", 0) == 0}
     names = [name for name in rows[0] if name not in NOT_SUBMITTED]
     header = [*names[:PREDICTION_COLUMN], "prediction", *names[PREDICTION_COLUMN:]]

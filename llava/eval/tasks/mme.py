@@ -1,4 +1,4 @@
-"""MME: two Yes/No questions a picture; accuracy and accuracy+ (both right) per subtask, 0 to 200."""
+"""MME: two Yes/No questions per image; accuracy and accuracy+ (both right) per subtask, 0 to 200."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
-from llava.eval.tasks.base import Answers, Split, Task, register
+from dart.utils import UserError
+from llava.eval.engine.answers import Answers
+from llava.eval.tasks.base import Split, Task, register
 
 QUESTIONS, IMAGES = "llava_mme.jsonl", "MME_Benchmark_release_version"
 GROUPS = {
@@ -33,7 +34,7 @@ Truth = dict[tuple[str, str, str], str]
 
 
 def read_truth(folder: Path) -> Truth:
-    """(subtask, picture's stem, question) -> Yes or No, from both of MME's folder layouts."""
+    """(subtask, image's stem, question) -> Yes or No, from both of MME's folder layouts."""
     truth: Truth = {}
     for subtask in sorted(p for p in folder.iterdir() if p.is_dir()):
         annotations = subtask / "questions_answers_YN"
@@ -60,7 +61,7 @@ def read_yes_no(text: str) -> str:
 
 
 def truth_of(truth: Truth, row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """(subtask, picture, Yes or No) of an answer. Raises UserError when MME does not have the question."""
+    """(subtask, image, Yes or No) of an answer. Raises UserError when MME does not have the question."""
     subtask, _, picture = str(row["question_id"]).partition("/")
     stem = Path(picture).stem
     question = _plain(row["prompt"].removesuffix(SUFFIX))
@@ -73,7 +74,7 @@ def truth_of(truth: Truth, row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def score_rows(rows: list[tuple[str, str, str, str]]) -> dict[str, Any]:
-    """rows: (subtask, picture, truth, answer text). Subtasks that were not run are listed, not counted as zero."""
+    """rows: (subtask, image, truth, answer text). Subtasks that were not run are listed, not counted as zero."""
     pictures: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for subtask, picture, truth, text in rows:
         pictures[subtask][picture].append(read_yes_no(text) == truth.lower())

@@ -1,6 +1,6 @@
 """MM-Vet: open answers, graded from 0 to 1 by a language model that sees the question and the ground truth.
 
-LLaVA's part ends with the submission file; the score is made here where a judge can be reached (llava/eval/judge.py).
+LLaVA's part ends with the submission file; the score is made here where a judge can be reached (engine/judge.py).
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dart.bench._report import write_json
-from llava.cli_errors import UserError
-from llava.eval.judge import Judge, Judgements, fingerprint, judging, verdict_of
-from llava.eval.tasks.base import Answers, Split, Task, percent, register
+from dart.utils import UserError, write_json
+from llava.eval.engine.answers import Answers, percent
+from llava.eval.engine.judge import Judge, Judgements, fingerprint, judging, verdict_of
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, TRUTH, IMAGES = "llava-mm-vet.jsonl", "mm-vet.json", "images"
@@ -83,9 +83,7 @@ def figures_of(truth: Mapping[str, Any], grades: Mapping[str, Mapping[str, Any]]
 class MmVet(Task):
     folder = "mm-vet"
     source = "https://github.com/yuweihao/MM-Vet (mm-vet.zip) and LLaVA's eval.zip (the question file)"
-    splits = {
-        "test": Split({QUESTIONS: "questions", IMAGES: "pictures", TRUTH: "ground truth"}, QUESTIONS, IMAGES),
-    }
+    splits = {"test": Split({QUESTIONS: "questions", IMAGES: "pictures", TRUTH: "ground truth"}, QUESTIONS, IMAGES)}
     max_new_tokens = 1024
 
     def score(

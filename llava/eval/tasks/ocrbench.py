@@ -1,4 +1,4 @@
-"""OCRBench: 1000 questions about text in pictures; an answer counts when it contains the truth."""
+"""OCRBench: 1000 questions about text in images; an answer counts when it contains the truth."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dart.bench._report import write_json
-from llava.cli_errors import UserError
-from llava.eval.examples import Example
-from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
-from llava.files import read_json
+from dart.utils import write_json
+from llava.eval.engine.answers import Answers, answer_to, by_question, percent
+from llava.eval.engine.examples import Example
+from llava.eval.tasks.base import Split, Task, read_entries, register
 
 QUESTIONS, IMAGES = "OCRBench/OCRBench.json", "OCRBench_Images"
 FIELDS = ("image_path", "question", "answers", "type", "dataset_name")
@@ -26,20 +25,11 @@ RECOGNITION = (
 GROUPS = dict.fromkeys(RECOGNITION, "Text Recognition")
 
 
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The questions as they are in the file. Raises UserError naming an entry without a needed field."""
-    entries = read_json(path)
-    for number, entry in enumerate(entries):
-        if missing := [field for field in FIELDS if field not in entry]:
-            raise UserError(f"{path} question {number} lacks {', '.join(missing)}; get the file again")
-    return entries
-
-
 def read_questions(path: Path, images: Path) -> list[Example]:
     """The questions as they are, nothing added. Question ids are places in the file, from 0. Raises UserError."""
     return [
         Example(number, entry["question"], images / entry["image_path"])
-        for number, entry in enumerate(read_entries(path))
+        for number, entry in enumerate(read_entries(path, FIELDS))
     ]
 
 
@@ -84,9 +74,9 @@ class OcrBench(Task):
         return read_questions(home / part.questions, home / part.images)
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
-        return figures_of(judged(read_entries(data / self.folder / QUESTIONS), answers))
+        return figures_of(judged(read_entries(data / self.folder / QUESTIONS, FIELDS), answers))
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
         path = stem.with_name(stem.name + ".json")
-        write_json(path, judged(read_entries(data / self.folder / QUESTIONS), answers))
+        write_json(path, judged(read_entries(data / self.folder / QUESTIONS, FIELDS), answers))
         return path

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
-from llava.eval.answers import read_lines
-from llava.eval.tasks.base import Answers, Split, Task, register
+from dart.utils import UserError
+from llava.eval.engine.answers import Answers, read_lines
+from llava.eval.tasks.base import Split, Task, register
 
 QUESTIONS, IMAGES, ANNOTATIONS = "llava_pope_test.jsonl", "val2014", "coco"
 CATEGORIES = ("random", "popular", "adversarial")

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
-from llava.eval.answers import write_lines
-from llava.eval.choices import LETTERS, choice_of
-from llava.eval.examples import Example
-from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
-from llava.files import read_json
+from dart.utils import UserError
+from llava.eval.engine.answers import Answers, answer_to, by_question, percent, write_lines
+from llava.eval.engine.choices import LETTERS, choice_of
+from llava.eval.engine.examples import Example
+from llava.eval.tasks.base import Split, Task, read_entries, register
 
 NAME = "Q-Bench"
 IMAGES = "images_llvisionqa"
@@ -24,19 +23,10 @@ CONCERNS = {0: "distortion", 1: "other", 2: "in-context distortion", 3: "in-cont
 SERVER = "https://github.com/Q-Future/Q-Bench (option 1: submit results)"
 
 
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The questions as they are in the file. Raises UserError naming an entry without a needed field."""
-    entries = read_json(path)
-    for number, entry in enumerate(entries):
-        if missing := [field for field in FIELDS if field not in entry]:
-            raise UserError(f"{path} question {number} lacks {', '.join(missing)}; get the file again")
-    return entries
-
-
 def read_questions(path: Path, images: Path, lang: str) -> list[Example]:
     """LLaVA's prompts; lang: "en" or "zh". Question ids are places in the file, from 0. Raises UserError."""
     examples = []
-    for number, entry in enumerate(read_entries(path)):
+    for number, entry in enumerate(read_entries(path, FIELDS)):
         options = "".join(f"{letter}. {text}\n" for letter, text in zip(LETTERS, entry["candidates"], strict=False))
         examples.append(Example(number, entry["question"] + REQUESTS[lang] + options, images / entry["img_path"]))
     return examples
@@ -103,7 +93,7 @@ class QBenchBase(Task):
         return path
 
     def _entries(self, data: Path, split: str | None) -> list[dict[str, Any]]:
-        return read_entries(data / self.folder / self.splits[self.split(data, split)].questions)
+        return read_entries(data / self.folder / self.splits[self.split(data, split)].questions, FIELDS)
 
 
 @register("qbench")

@@ -1,4 +1,4 @@
-"""SEED-Bench: four options, the answer is a letter; accuracy by type of question, for pictures and video frames."""
+"""SEED-Bench: four options, the answer is a letter; accuracy by type of question, for images and video frames."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llava.eval.answers import write_lines
-from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, percent, register
+from llava.eval.engine.answers import Answers, answer_to, by_question, percent, write_lines
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 NAME = "SEED-Bench"

@@ -1,4 +1,4 @@
-"""ScienceQA: a question with options, with or without a picture; the answer is a letter."""
+"""ScienceQA: a question with options, with or without an image; the answer is a letter."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
-from llava.eval.choices import LETTER_REQUEST, LETTERS
-from llava.eval.examples import Example
-from llava.eval.tasks.base import Answers, Split, Task, percent, register
+from dart.utils import UserError
+from llava.eval.engine.answers import Answers, percent
+from llava.eval.engine.choices import LETTER_REQUEST, LETTERS
+from llava.eval.engine.examples import Example
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES = "llava_test_CQM-A.json", "images/test"
@@ -83,7 +84,7 @@ def problems_of(folder: Path, split: str = "test") -> dict[str, Any]:
 
 
 def figures_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Percentages; the headline is that of questions with a picture, which the papers report. No answer is wrong."""
+    """Percentages; the headline is that of questions with an image, which the papers report. No answer is wrong."""
     parts = {}
     for name, own in (
         ("all", rows),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from llava.cli_errors import UserError
-from llava.eval.normalize import vqa_accuracy
-from llava.eval.tasks.base import Answers, Split, Task, percent, register
+from dart.utils import UserError
+from llava.eval.engine.answers import Answers, percent
+from llava.eval.engine.normalize import vqa_accuracy
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES, ANNOTATIONS = "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"
@@ -36,11 +37,7 @@ def score_answers(annotations: dict[str, Any], answers: Answers) -> dict[str, An
                 f"answer to image {key[0]}, question {key[1]!r} is not in the annotations; are they of the same split?"
             )
         total += vqa_accuracy(row["text"], references[key])
-    return {
-        "score": percent(total, len(answers)),
-        "samples": len(answers),
-        "annotated": len(references),
-    }
+    return {"score": percent(total, len(answers)), "samples": len(answers), "annotated": len(references)}
 
 
 @register("textvqa")

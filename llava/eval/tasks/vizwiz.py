@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dart.bench._report import write_json
-from llava.eval.answers import read_lines
-from llava.eval.challenge import score_challenge
-from llava.eval.examples import Example
-from llava.eval.normalize import normalize_answer
-from llava.eval.tasks.base import Answers, Split, Task, answer_to, by_question, register
+from dart.utils import write_json
+from llava.eval.engine.answers import Answers, answer_to, by_question, read_lines
+from llava.eval.engine.challenge import score_challenge
+from llava.eval.engine.examples import Example
+from llava.eval.engine.normalize import normalize_answer
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 NAME = "VizWiz"
@@ -35,10 +35,7 @@ class VizWiz(Task):
     source = "https://vizwiz.org/tasks-and-datasets/vqa (pictures and val.json) and LLaVA's eval.zip (llava_test.jsonl)"
     splits = {
         "test": Split(
-            {TEST: "questions", "test": "pictures"},
-            TEST,
-            "test",
-            "https://eval.ai/web/challenges/challenge-page/2185",
+            {TEST: "questions", "test": "pictures"}, TEST, "test", "https://eval.ai/web/challenges/challenge-page/2185"
         ),
         "val": Split({VAL: "questions and answers", "val": "pictures"}, VAL, "val"),
     }

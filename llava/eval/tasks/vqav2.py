@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dart.bench._report import write_json
-from llava.eval.answers import read_lines
-from llava.eval.challenge import score_challenge
-from llava.eval.examples import Example
-from llava.eval.normalize import normalize_answer
-from llava.eval.tasks.base import Answers, Split, Task, by_question, register
+from dart.utils import write_json
+from llava.eval.engine.answers import Answers, by_question, read_lines
+from llava.eval.engine.challenge import score_challenge
+from llava.eval.engine.examples import Example
+from llava.eval.engine.normalize import normalize_answer
+from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
 
 TEST_DEV, TEST = "llava_vqav2_mscoco_test-dev2015.jsonl", "llava_vqav2_mscoco_test2015.jsonl"

@@ -20,7 +20,7 @@ class LlavaLlamaModel(LlavaDecoderMixin, LlamaModel):
 
 
 class LlavaLlamaForCausalLM(LlavaCausalMixin, LlamaForCausalLM):
-    """LLaVA-1.5 / 1.6 on Llama weights, in their original layout; pictures and DART are `LlavaCausalMixin`'s."""
+    """LLaVA-1.5 / 1.6 on Llama weights, in their original layout; images and DART are `LlavaCausalMixin`'s."""
 
     config_class = LlavaLlamaConfig
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq", r"embeddings\.position_ids"]

@@ -20,7 +20,7 @@ class LlavaMistralModel(LlavaDecoderMixin, MistralModel):
 
 
 class LlavaMistralForCausalLM(LlavaCausalMixin, MistralForCausalLM):
-    """LLaVA-1.6 on Mistral weights in their original layout; pictures and DART are `LlavaCausalMixin`'s."""
+    """LLaVA-1.6 on Mistral weights in their original layout; images and DART are `LlavaCausalMixin`'s."""
 
     config_class = LlavaMistralConfig
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq", r"embeddings\.position_ids"]

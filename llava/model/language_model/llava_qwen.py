@@ -20,7 +20,7 @@ class LlavaQwenModel(LlavaDecoderMixin, Qwen2Model):
 
 
 class LlavaQwenForCausalLM(LlavaCausalMixin, Qwen2ForCausalLM):
-    """LLaVA-NeXT on Qwen weights in their original layout; pictures and DART are `LlavaCausalMixin`'s."""
+    """LLaVA-NeXT on Qwen weights in their original layout; images and DART are `LlavaCausalMixin`'s."""
 
     config_class = LlavaQwenConfig
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq", r"embeddings\.position_ids"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 import dart
-from llava.cli_errors import UserError
+from dart.utils import UserError, is_hub_name
+from llava.model.anyres import is_anyres
 from lmms_eval_dart.arguments import split
 from lmms_eval_dart.one_line import ends_in_one_line
 from lmms_eval_dart.tally import Tally
@@ -44,8 +45,8 @@ class Pruned:
             raise UserError(f"pretrained={stock.get('pretrained')} cannot be loaded: {error}") from error
         model: Any = self.model  # type: ignore[attr-defined]
         if arguments.on:
-            anyres = getattr(model.config, "image_aspect_ratio", None) == "anyres"
-            self.dart_handle = dart.prune(model, arguments.config(anyres=anyres, ratio_first=self.ratio_first))
+            config = arguments.config(anyres=is_anyres(model.config), ratio_first=self.ratio_first)
+            self.dart_handle = dart.prune(model, config)
             self._tally = Tally(model, self.dart_handle)
 
     def _rename(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -53,7 +54,7 @@ class Pruned:
         return given
 
     def _checked(self, arguments: tuple) -> tuple:
-        """A request's arguments, with pictures and videos looked at."""
+        """A request's arguments, with images and videos looked at."""
         return replaced(arguments, DOC_TO_VISUAL, checked_visuals)
 
     @ends_in_one_line
@@ -79,11 +80,17 @@ def replaced(arguments: tuple, place: int, wrap: Callable[[Any], Any]) -> tuple:
     return (*arguments[:place], wrap(arguments[place]), *arguments[place + 1 :])
 
 
+def cut(text: str, until: str | Iterable[str] | None, ignored: str = "") -> str:
+    """`text` up to the first of the stops, of which one may be ignored."""
+    for stop in [until] if isinstance(until, str) else until or ():
+        if stop and stop != ignored:
+            text = text.split(stop)[0]
+    return text
+
+
 def check_checkpoint(path: Any) -> None:
     """Raises UserError for a folder that is not there. A name with one slash may be a hub name."""
-    if path is None or os.path.isdir(path):
-        return
-    if str(path).startswith((".", "/", "~")) or str(path).count("/") != 1:
+    if path is not None and not os.path.isdir(path) and not is_hub_name(path):
         raise UserError(f"pretrained={path} does not exist: expected a checkpoint's folder or a hub name")
 
 

@@ -12,19 +12,19 @@ from lmms_eval.utils import Collator
 from PIL import Image
 from tqdm import tqdm
 
-from llava.cli_errors import UserError
+from dart.utils import UserError
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_template
-from llava.eval.prompts import Batch, collate, encode, user_turn
+from llava.eval.engine.prompts import Batch, collate, encode, user_turn
 from llava.model.builder import load_pretrained_model
-from lmms_eval_dart.models.base import Pruned
+from lmms_eval_dart.models.base import Pruned, cut
 
 # What a task's generation_kwargs leave open, as lmms-eval's own llava.
 DEFAULTS: dict[str, Any] = {"max_new_tokens": 1024, "temperature": 0, "top_p": None, "num_beams": 1}
 
 
 class Llava(lmms):
-    """LLaVA-1.5 and LLaVA-NeXT, unpruned. Batches of prompts with any number of pictures.
+    """LLaVA-1.5 and LLaVA-NeXT, unpruned. Batches of prompts with any number of images.
 
     conv_template: the conversation template; system_prompt: instead of the template's own. dtype None: float16 on
     CUDA, float32 on the CPU. Of several processes each holds the model on its own GPU.
@@ -102,12 +102,11 @@ class Llava(lmms):
                 )
             )
         kwargs = DEFAULTS | chunk[0][1]
-        until = kwargs.pop("until", None) or ()
-        stops = [until] if isinstance(until, str) else until
-        return [cut(text, stops) for text in self._generate(collate(rows), kwargs)]
+        until = kwargs.pop("until", None)
+        return [cut(text, until).strip() for text in self._generate(collate(rows), kwargs)]
 
     def prompt(self, context: str, pictures: int) -> str:
-        """The whole prompt; the pictures come first unless the question says where each of them is."""
+        """The whole prompt; the images come first unless the question says where each of them is."""
         if context.count(DEFAULT_IMAGE_TOKEN) != pictures:
             context = user_turn(context.replace(DEFAULT_IMAGE_TOKEN, "").strip(), pictures, self.model.config)
         conversation = self.template.copy()
@@ -116,32 +115,17 @@ class Llava(lmms):
         return conversation.get_prompt()
 
     def _generate(self, batch: Batch, kwargs: dict[str, Any]) -> list[str]:
-        model, images = self.model, batch.images
-        if images is not None:
-            place = {"device": model.device, "dtype": model.dtype}
-            images = images.to(**place) if isinstance(images, torch.Tensor) else [each.to(**place) for each in images]
         sampling = {"do_sample": False}
         if kwargs["temperature"] > 0:
             sampling = {"do_sample": True, "temperature": kwargs["temperature"], "top_p": kwargs["top_p"]}
-        out = model.generate(
-            batch.ids.to(model.device),
-            images=images,
-            image_sizes=batch.sizes or None,
-            attention_mask=batch.mask.to(model.device),
+        out = self.model.generate(
+            **batch.inputs(self.model),
             num_beams=kwargs["num_beams"],
             max_new_tokens=kwargs["max_new_tokens"],
             use_cache=self.use_cache,
             **sampling,
         )
         return self.tokenizer.batch_decode(out, skip_special_tokens=True)
-
-
-def cut(text: str, stops: Sequence[str]) -> str:
-    """`text` up to the first of the stops."""
-    for stop in stops:
-        if stop:
-            text = text.split(stop)[0]
-    return text.strip()
 
 
 class LlavaDart(Pruned, Llava):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL as Qwen2_5_VLChat
 from lmms_eval.models.simple.qwen2_5_vl import Qwen2_5_VL
 
-from lmms_eval_dart.models.base import DOC_TO_MESSAGES, Pruned, replaced
+from lmms_eval_dart.models.base import DOC_TO_MESSAGES, Pruned, cut, replaced
 from lmms_eval_dart.visuals import checked_messages
 
 GENERATION_KWARGS = 2  # its place in a chat model's request
@@ -43,16 +43,8 @@ class Qwen2_5VLDartChat(_Qwen2_5, Qwen2_5_VLChat):
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """As the stock model's, cut at `until`."""
         answers = super().generate_until(requests)
-        stops = [each.arguments[GENERATION_KWARGS].get("until") or () for each in requests]
+        stops = [each.arguments[GENERATION_KWARGS].get("until") for each in requests]
         return [
-            dataclasses.replace(answer, text=cut(answer.text, until))
+            dataclasses.replace(answer, text=cut(answer.text, until, PARAGRAPH))
             for answer, until in zip(answers, stops, strict=True)
         ]
-
-
-def cut(text: str, until: str | Iterable[str]) -> str:
-    """`text` up to the first of the stops."""
-    for stop in [until] if isinstance(until, str) else until:
-        if stop and stop != PARAGRAPH:
-            text = text.split(stop)[0]
-    return text

@@ -45,7 +45,7 @@ def picture(path: Path) -> Image.Image:
 
 
 def mixed(dataset: Any, parts: int) -> Any:
-    """A picture's two questions of each of the equal `parts` in turn, so that the first ones stand for all of them."""
+    """An image's two questions of each of the equal `parts` in turn, so that the first ones stand for all of them."""
     size, pair = len(dataset) // parts, 2
     rows = [part * size + k + j for k in range(0, size, pair) for part in range(parts) for j in range(pair)]
     return dataset.select(rows)
@@ -61,7 +61,7 @@ def pope_doc_to_visual(doc: dict[str, Any]) -> list[Image.Image]:
 
 
 def mme_docs(dataset: Any) -> Any:
-    """The question file's lines, with the answers of the pictures' own files; the subtasks are mixed."""
+    """The question file's lines, with the answers of the images' own files; the subtasks are mixed."""
     return mixed(dataset, len(set(dataset["category"]))).map(_with_answer)
 
 

@@ -1,0 +1,208 @@
+"""What every command shares: errors in one line, JSON files that are whole or absent, provenance, checkpoints by name.
+
+Imports nothing large, so that a command answers `--help` at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gc
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import metadata, util
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Sample = dict[str, float]
+USAGE_ERROR = 2
+INTERRUPTED = 130
+DTYPES = ("float32", "float16", "bfloat16")
+MEMORY_IS_SHORT = ("out of memory", "can't allocate memory")
+
+
+class UserError(Exception):
+    """Bad input: the message names the input, what was expected and what to do."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UserError for bad arguments, so that they too end in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the options)")
+
+
+def one_line(error: BaseException) -> str:
+    """The error's message without line breaks."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a command's `main`: one line instead of a traceback.
+
+    Bad input, a full disk and too little memory print `error: ...` and exit with code 2; Ctrl-C exits with code 130.
+    """
+
+    @functools.wraps(main)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return main(*args, **kwargs)
+        except (UserError, ValueError, OSError, MemoryError) as error:
+            message = one_line(error)
+        except RuntimeError as error:
+            message = one_line(error)
+            if not any(words in message for words in MEMORY_IS_SHORT):
+                raise
+        except KeyboardInterrupt:
+            print("interrupted; run the same command again to resume", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(USAGE_ERROR)
+
+    return wrapper
+
+
+def needed(package: str, extra: str) -> ModuleType:
+    """Import an optional package. Raises UserError naming the extra that brings it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UserError(f"this needs the package {package.split('.')[0]}: pip install 'dart-vlm[{extra}]'") from error
+
+
+def dtype_of(name: str) -> Any:
+    """torch's dtype of one of the names DTYPES. Raises ValueError listing them."""
+    if name not in DTYPES:
+        raise ValueError(f"dtype {name!r} is unknown; known: {', '.join(DTYPES)}")
+    return getattr(importlib.import_module("torch"), name)
+
+
+def device_of(name: str | None) -> Any:
+    """torch's device of that name; None: CUDA where there is one. Raises ValueError for one that is not there."""
+    torch = importlib.import_module("torch")
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is unknown: expected cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; cpu always works")
+    return device
+
+
+def is_hub_name(path: str) -> bool:
+    """Whether `path`, no folder here, can be `owner/name` of a hub repository rather than a mistyped folder."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not os.path.isdir(os.path.dirname(path))
+
+
+def checkpoint_folder(path: str) -> str:
+    """The folder `path`, else the downloaded snapshot of the hub repository of that name.
+
+    Raises FileNotFoundError when it is neither.
+    """
+    local = os.path.expanduser(path)
+    if os.path.isdir(local):
+        return local
+    if not is_hub_name(path):
+        raise FileNotFoundError(f"model path {path} does not exist: expected a checkpoint's folder or a hub name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(path)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"model path {path} does not exist here and cannot be fetched from the hub ({type(error).__name__})"
+        ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, which takes its place at the end of the `with` block; gone after an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` in one step."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` in one step."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def provenance() -> dict[str, Any]:
+    """Command, commit, hardware, versions and time of this process."""
+    import torch
+
+    root = Path(__file__).resolve().parents[1]
+    hardware = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    versions = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "triton"):
+        if util.find_spec(package) is not None:
+            versions[package] = metadata.version(package)
+    if torch.cuda.is_available():
+        hardware += f", {torch.cuda.get_device_name()}"
+        driver = _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()
+        versions["driver"] = driver[0] if driver else "unknown"
+    return {
+        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "commit": _said_by("git", "-C", str(root), "rev-parse", "--short", "HEAD") or "unknown",
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "hardware": hardware,
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _said_by(*command: str) -> str:
+    """What a program prints; nothing where it is not installed or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return ""
+
+
+def _module() -> str:
+    """The module that was started with `python -m`, else the script's name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if spec is not None else Path(sys.argv[0]).name
+
+
+def in_turns(runs: Sequence[Callable[[], Sample]], repeats: int, warm_up: int) -> list[list[Sample]]:
+    """[run][round] what each of `runs` returned in each of `repeats` rounds; the first `warm_up` ones are not kept.
+
+    Each run is called once per round, in this order and in the opposite one by turns: what drifts (heat, other
+    processes) meets all of them alike.
+    """
+    samples: list[list[Sample]] = [[] for _ in runs]
+    order = list(range(len(runs)))
+    for number in range(warm_up + repeats):
+        gc.collect()
+        for k in order if number % 2 == 0 else reversed(order):
+            sample = runs[k]()
+            if number >= warm_up:
+                samples[k].append(sample)
+    return samples

@@ -1,0 +1,103 @@
+"""The tables of docs/performance.md and docs/kernels.md, from docs/results/latency-*.json and the like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.latency_report import HEADS, cells, groups
+from llava.eval.engine.suite_table import markdown
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+SCOPES = {"joint": "one pool", "span": "spans of 1024"}
+MEGA = 1e6
+NONE_YET = "No run has been recorded yet."
+
+
+def replaced(text: str, name: str, table: Callable[[], str]) -> str:
+    """text with `table()` between the markers of `name`. Raises ValueError without the markers, before it is called."""
+    begin, end = f"<!-- results:{name} -->", f"<!-- /results:{name} -->"
+    if begin not in text or end not in text:
+        raise ValueError(f"no markers {begin} ... {end} to write the table between")
+    head, rest = text.split(begin, 1)
+    return f"{head}{begin}\n{table()}\n{end}{rest.split(end, 1)[1]}"
+
+
+def _source(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    where = f"Commit {result['commit']}, {result['date']}; {result['hardware']}; {versions}."
+    return f"{where}\nCommand: `{result['command']}`"
+
+
+def latency_tables(result: dict[str, Any]) -> str:
+    """One run: a table for each dtype, attention and batch size."""
+    lines = []
+    for title, rows in groups(result["rows"]):
+        lines += [f"**{result['model']}**, {title}, {rows[0]['tokens']} tokens, decoding: {result['engine']}", ""]
+        lines += [*markdown(HEADS, [cells(row) for row in rows]), ""]
+    rates = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in result["rates"].items())
+    lines += [f"Measured beside it: {rates}. {result['note']}".rstrip(), "", _source(result)]
+    return "\n".join(lines)
+
+
+def scaling_table(result: dict[str, Any]) -> str:
+    """Selection over the number of visual tokens."""
+    heads = ["visual tokens", *(f"{name}, ms" for name in SCOPES.values()), "peak MB", "operands MB"]
+    by_size: dict[int, dict[str, Any]] = {}
+    for row in result["rows"]:
+        by_size.setdefault(row["visual"], {})[row["scope"]] = row
+    body = []
+    for visual, rows in by_size.items():
+        peak = max(row["peak_bytes"] for row in rows.values())
+        body.append([str(visual), *(f"{rows[scope]['ms']:.1f}" for scope in SCOPES)])
+        body[-1] += [f"{each / MEGA:.0f}" for each in (peak, rows["joint"]["operand_bytes"])]
+    lines = {name: result["lines"][scope] for scope, name in SCOPES.items()}
+    fits = "; ".join(
+        f"{name} {line['us_a_token']:.2f} microseconds a token (R^2 {line['r2']:.4f})" for name, line in lines.items()
+    )
+    return "\n".join([*markdown(heads, body), "", f"Straight lines: {fits}.", "", _source(result)])
+
+
+def _figure(path: Path) -> str:
+    """The chart that was written beside a results file, if there is one."""
+    return f"\n\n![{path.stem}](results/{path.name})" if path.is_file() else ""
+
+
+def builds_table(result: dict[str, Any]) -> str:
+    """What the compiler made of each kernel."""
+    heads = [name.replace("_", " ") for name in result["rows"][0]]
+    body = [[str(value) for value in row.values()] for row in result["rows"]]
+    return "\n".join([*markdown(heads, body), "", f"For {result['target']}. {_source(result)}"])
+
+
+def kernels_table(result: dict[str, Any]) -> str:
+    """Microseconds of the kernels, of torch's operations, and the floor."""
+    heads = [name.replace("_us", ", microseconds").replace("_", " ") for name in result["rows"][0]]
+    body = [[str(value) for value in row.values()] for row in result["rows"]]
+    rate = f"The floor's rate, of a large copy: {result['copy_gb_s']:g} GB/s."
+    return "\n".join([*markdown(heads, body), "", rate, "", _source(result)])
+
+
+# page -> {marker: table of one results file}
+PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
+    "performance.md": {"latency": latency_tables, "selection-scaling": scaling_table},
+    "kernels.md": {"kernel-builds": builds_table, "kernels": kernels_table},
+}
+
+
+def page_with_results(page: str, text: str, folder: Path) -> str:
+    """The page with the part between each pair of markers made anew. Raises ValueError without the markers."""
+    for part, table in PAGES[page].items():
+        text = replaced(text, part, partial(_tables, part, table, folder))
+    return text
+
+
+def _tables(part: str, table: Callable[[dict[str, Any]], str], folder: Path) -> str:
+    """The tables of all runs that were recorded for a part, each with its chart."""
+    files = sorted(folder.glob(f"{part}-*.json"))
+    tables = [table(json.loads(path.read_text())) + _figure(path.with_suffix(".png")) for path in files]
+    return "\n\n".join(tables or [NONE_YET])

@@ -1,0 +1,1 @@
+"""What the commands of `llava.eval` and its benchmarks are made of."""

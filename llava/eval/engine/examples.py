@@ -1,0 +1,104 @@
+"""What the evaluation loop asks: one `Example` per question, read from LLaVA's question files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from dart.utils import UserError
+from llava.eval.engine.answers import Key, key_of, read_lines
+from llava.mm_utils import load_image, read_image
+
+T = TypeVar("T")
+QUESTION_FIELDS = ("question_id", "image", "text")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question.
+
+    text: the user's turn without the image's placeholder. image: a file, an encoded image (PNG, JPEG, ...), or None
+    for a question about no image. prompt: what the answers file records, `text` unless the benchmark says otherwise.
+    fields: further columns of the answer's row.
+    """
+
+    question_id: Any
+    text: str
+    image: Path | bytes | None
+    prompt: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            object.__setattr__(self, "prompt", self.text)
+
+    def picture(self) -> Image.Image | None:
+        """The image as RGB. Raises FileNotFoundError or ValueError naming the question or the file."""
+        if self.image is None:
+            return None
+        if isinstance(self.image, Path):
+            return load_image(str(self.image))
+        return read_image(io.BytesIO(self.image), "its image")
+
+
+def read_question_file(path: Path, images: Path) -> list[Example]:
+    """LLaVA's JSON lines {"question_id", "image", "text", ...}, images relative to the folder `images`.
+
+    Raises UserError for a broken line or one without the needed fields.
+    """
+    examples = []
+    for number, row in enumerate(read_lines(path), 1):
+        if missing := [f for f in QUESTION_FIELDS if f not in row]:
+            raise UserError(
+                f"{path} question {number} lacks {', '.join(missing)}; expected the fields {', '.join(QUESTION_FIELDS)}"
+            )
+        examples.append(Example(row["question_id"], row["text"], images / row["image"]))
+    return examples
+
+
+def chunk_of(items: Sequence[T], number: int, index: int) -> Sequence[T]:
+    """The index-th of `number` consecutive parts. Raises UserError for a part that does not exist."""
+    if number < 1 or not 0 <= index < number:
+        raise UserError(f"--chunk-idx {index} must be between 0 and --num-chunks {number} - 1")
+    size = math.ceil(len(items) / number)
+    return items[index * size : (index + 1) * size]
+
+
+def open_questions(examples: Sequence[Example], done: Counter[Key]) -> list[Example]:
+    """The examples without an answer, in order; one that is asked twice needs two. done: how many answers there are."""
+    left = done.copy()
+    todo = []
+    for example in examples:
+        key = key_of(example.question_id, example.prompt)
+        if left[key]:
+            left[key] -= 1
+        else:
+            todo.append(example)
+    return todo
+
+
+def digest_of(examples: Sequence[Example]) -> str:
+    """A hash of the questions and of their images' names (or contents, of images that have none)."""
+    digest = hashlib.sha256()
+    for example in examples:
+        image = example.image
+        name = image.name if isinstance(image, Path) else image and hashlib.sha256(image).hexdigest()
+        digest.update(repr((example.question_id, example.text, example.prompt, name)).encode())
+    return digest.hexdigest()
+
+
+def check_pictures(examples: Sequence[Example], folder: Path, source: str) -> None:
+    """Raise UserError naming the first image that a benchmark's folder lacks."""
+    files = {e.image: None for e in examples if isinstance(e.image, Path)}
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more of {len(files)}" if len(missing) > 1 else ""
+        raise UserError(f"benchmark folder {folder} lacks the picture {missing[0]}{more}; get it from {source}")

@@ -1,0 +1,245 @@
+"""The one evaluation loop: questions in, answers out, in batches, resumable."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dart import PruneHandle, PruneReport
+from dart.utils import UserError
+from llava.constants import IMAGE_TOKEN_INDEX
+from llava.conversation import get_template
+from llava.dart_args import check_image_span, dart_config, dart_settings, pruned
+from llava.eval.engine.answers import AnswersFile, Key, answer_id, check_regular
+from llava.eval.engine.examples import Example, chunk_of, digest_of, open_questions, read_question_file
+from llava.eval.engine.model import Loaded, add_model_arguments, generate, load
+from llava.eval.engine.prompts import Batch, Encoded, build_prompt, collate, encode
+from llava.eval.engine.ranks import Ranks, answers_so_far, merge, parts_of, remove
+from llava.eval.engine.sampling import check_decoding
+from llava.files import fingerprint
+from llava.mm_utils import get_model_name_from_path
+
+GREY = 128
+GPU_WORKERS = 2
+SETTINGS = [
+    "torch_dtype", "attn_implementation", "conv_mode", "temperature", "top_p", "num_beams", "max_new_tokens", "blind",
+    "num_chunks", "chunk_idx",
+]  # fmt: skip
+
+
+def add_loop_arguments(parser: argparse.ArgumentParser, files: bool = True) -> None:
+    """files: with the two flags that name the images' folder and the question file."""
+    add_model_arguments(parser)
+    if files:
+        parser.add_argument("--image-folder", required=True)
+        parser.add_argument("--question-file", required=True)
+    parser.add_argument("--answers-file", required=True)
+    parser.add_argument("--num-chunks", type=int, default=1)
+    parser.add_argument("--chunk-idx", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        help=f"processes that read pictures ahead (default: {GPU_WORKERS} beside a GPU, none where the CPU computes)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="throw earlier answers away")
+    parser.add_argument(
+        "--blind", action="store_true", help="replace every picture by grey: what can be answered without it"
+    )
+    parser.add_argument(
+        "--is_textvqa",
+        action="store_true",
+        help="accepted and ignored: the question file's prompts say themselves whether they hold OCR text",
+    )
+
+
+class EncodedExamples(Dataset):
+    """Each example's prompt and image, or the error to raise for an unreadable image."""
+
+    def __init__(self, examples: Sequence[Example], loaded: Loaded, args: argparse.Namespace):
+        self.examples, self.loaded, self.args = examples, loaded, args
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, k: int) -> Encoded | UserError:
+        example, loaded, config = self.examples[k], self.loaded, self.loaded.model.config
+        try:
+            image = example.picture()
+        except (FileNotFoundError, ValueError) as error:
+            return UserError(f"question {example.question_id}: {error}; answers so far are kept")
+        if image is not None and self.args.blind:
+            image = image.point(lambda _: GREY)
+        images = [] if image is None else [image]
+        prompt = build_prompt(example.text, config, self.args.conv_mode, len(images))
+        return encode(prompt, images, loaded.tokenizer, loaded.image_processor, config)
+
+
+def batches_of(examples: Sequence[Example], size: int) -> Iterator[list[int]]:
+    """Indices of consecutive examples, at most `size` together, with and without images apart."""
+    for _, group in itertools.groupby(range(len(examples)), key=lambda k: examples[k].image is None):
+        same = list(group)
+        yield from (same[k : k + size] for k in range(0, len(same), size))
+
+
+def workers_of(args: argparse.Namespace, loaded: Loaded) -> int:
+    """Processes that read and encode images while the model answers."""
+    if args.num_workers is not None:
+        return args.num_workers
+    return GPU_WORKERS if loaded.model.device.type == "cuda" else 0
+
+
+def _collate(rows: list[Encoded | UserError]) -> tuple[Batch | None, UserError | None]:
+    """The examples before the first failed one as one batch (None without any), and that failure."""
+    good = [row for row in itertools.takewhile(lambda row: isinstance(row, Encoded), rows) if isinstance(row, Encoded)]
+    error = next((row for row in rows if isinstance(row, UserError)), None)
+    return (collate(good) if good else None), error
+
+
+def settings_of(args: argparse.Namespace, examples: Sequence[Example]) -> dict[str, Any]:
+    """What the answers depend on; a resumed run must have the same."""
+    return {name: getattr(args, name) for name in SETTINGS} | {
+        "model": get_model_name_from_path(args.model_path),
+        "model_base": args.model_base and get_model_name_from_path(args.model_base),
+        "dart": dart_settings(args),
+        "seed": args.seed if args.temperature > 0 else None,
+        "questions_sha256": digest_of(examples),
+        "checkpoint_sha256": [fingerprint(path) for path in (args.model_path, args.model_base)],
+    }
+
+
+def _describe(handle: PruneHandle | None) -> str:
+    if handle is None or handle.last is None:
+        return "strategy: none, all vision tokens kept"
+    last = handle.last
+    return (
+        f"strategy: {handle.config.strategy}, vision tokens: "
+        f"{last.visual_before[0]} -> {last.visual_after[0]} from layer {last.layer}, "
+        f"{last.mean_visual_tokens[0]:.1f} as a mean over {last.layers} layers"
+    )
+
+
+def check_first_span(loaded: Loaded, batch: Batch, args: argparse.Namespace) -> None:
+    """The two image_token_* flags against the first input, before anything is answered."""
+    if batch.images is None or (args.image_token_start_index is None and args.image_token_length is None):
+        return
+    model = loaded.model
+    pictures = int((batch.ids[0] == IMAGE_TOKEN_INDEX).sum())
+    first = Batch(batch.ids[:1], batch.mask[:1], list(batch.images[:pictures]), batch.sizes[:pictures]).inputs(model)
+    merged = model.merge(first["inputs"], first["images"], first["attention_mask"], None, first["image_sizes"])
+    check_image_span(args, merged.visual_span_ids[0].cpu())
+
+
+def answer_row(example: Example, text: str, model_id: str) -> dict[str, Any]:
+    """A line of LLaVA's answers file."""
+    return {
+        "question_id": example.question_id,
+        "prompt": example.prompt,
+        "text": text,
+        **example.fields,
+        "answer_id": answer_id(example.question_id, example.prompt, text),
+        "model_id": model_id,
+        "metadata": {},
+    }
+
+
+class Outcome(NamedTuple):
+    """complete: is the answers file complete, for this process to go on with? report: of the last pruned prefill."""
+
+    complete: bool
+    report: PruneReport | None
+
+
+def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequence[Example] | None = None) -> Outcome:
+    """Answer what is not answered yet.
+
+    Of several processes (see `llava.eval.engine.ranks`) each answers its share, and `complete` is True in one of them:
+    the one that merges their answers, or the first where nothing was left to answer.
+
+    loaded: a model to reuse. examples: the questions; by default those of --question-file. Raises UserError for bad
+    input; answers so far are kept.
+    """
+    ranks, path = Ranks.from_environment(), Path(args.answers_file)
+    _check_flags(args, ranks)
+    if examples is None:
+        examples = read_question_file(Path(args.question_file), Path(args.image_folder))
+    examples = chunk_of(examples, args.num_chunks, args.chunk_idx)
+    settings = settings_of(args, examples)
+    if not args.overwrite:
+        answers_so_far(path, settings)  # refused before a model is loaded
+    print(f"model: {args.model_path}\ndata: {args.question_file} ({len(examples)} questions)", flush=True)
+    loaded = loaded or load(args, ranks)
+    if args.overwrite:
+        remove(*parts_of(path))
+    with AnswersFile(ranks.part(path), settings, args.overwrite) as answers, pruned(loaded.model, args) as handle:
+        done = answers_so_far(path, settings)
+        _answer(ranks.share(examples), done, answers, loaded, args, handle)
+        report = None if handle is None else handle.last
+    merged = merge(path, examples, settings)
+    alone = ranks.count == 1 or not open_questions(examples, done)
+    return Outcome(ranks.index == 0 if alone else merged, report)
+
+
+def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
+    """Raises UserError for what can be refused before anything is read."""
+    dart_config(args)
+    check_decoding(args)
+    answers, questions = Path(args.answers_file), Path(args.question_file)
+    check_regular(answers)
+    if answers.resolve() == questions.resolve():
+        raise UserError(f"--answers-file and the question file are both {answers}: choose another --answers-file")
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size must be 1 or more, got {args.batch_size}")
+    get_template(args.conv_mode)
+    if args.overwrite and ranks.count > 1:
+        raise UserError(
+            "--overwrite is for a single process; run it once without accelerate launch, or choose another file"
+        )
+
+
+def _answer(
+    examples: Sequence[Example],
+    done: Counter[Key],
+    answers: AnswersFile,
+    loaded: Loaded,
+    args: argparse.Namespace,
+    handle: PruneHandle | None,
+) -> None:
+    """Append the answers of the examples without one, each batch as soon as it is there. done: answers there are."""
+    todo = open_questions(examples, done)
+    there, began = len(examples) - len(todo), time.monotonic()
+    if there:
+        print(f"resuming: {there} answers are there already")
+    batches = list(batches_of(todo, args.batch_size))
+    encoded = EncodedExamples(todo, loaded, args)
+    stream = DataLoader(encoded, batch_sampler=batches, collate_fn=_collate, num_workers=workers_of(args, loaded))
+    with tqdm(total=len(examples), initial=there, desc="answers", file=sys.stderr, mininterval=2) as bar:
+        described = False
+        for places, (batch, error) in zip(batches, stream, strict=True):
+            if batch is not None:
+                first = not described and batch.images is not None
+                if first:
+                    check_first_span(loaded, batch, args)
+                asked = [todo[k] for k in places[: len(batch.ids)]]
+                texts = generate(loaded, batch, args, [(e.question_id, e.prompt) for e in asked])
+                if first:
+                    bar.write(_describe(handle), file=sys.stdout)
+                    described = True
+                for example, text in zip(asked, texts, strict=True):
+                    answers.append(answer_row(example, text, loaded.name))
+                bar.update(len(asked))
+            if error is not None:
+                raise error
+    seconds, rate = time.monotonic() - began, ""
+    if todo:
+        rate = f" ({len(todo) / seconds:.1f} per second)"
+    print(f"answered {len(todo)} questions in {seconds:.1f} s{rate}")

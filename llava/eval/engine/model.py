@@ -1,0 +1,84 @@
+"""A checkpoint with the flags of the commands: loading it, and answering one batch."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, TextStreamer
+
+from dart.utils import DTYPES
+from llava.dart_args import add_dart_arguments
+from llava.eval.engine.prompts import Batch
+from llava.eval.engine.ranks import ALONE, Ranks
+from llava.eval.engine.sampling import decoding_of
+from llava.mm_utils import get_model_name_from_path
+from llava.model.builder import load_pretrained_model
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A checkpoint in memory."""
+
+    tokenizer: Any
+    model: Any
+    image_processor: Any
+    name: str
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, default_path: str | None = None) -> None:
+    """Flags of the model, of decoding and of DART. default_path: a checkpoint to use when none is named."""
+    parser.add_argument(
+        "--model-path",
+        required=default_path is None,
+        default=default_path,
+        help="folder or hub name of a LLaVA checkpoint",
+    )
+    parser.add_argument("--model-base")
+    parser.add_argument("--device")
+    parser.add_argument("--torch-dtype", choices=DTYPES)
+    parser.add_argument("--conv-mode", default="vicuna_v1")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--num_beams", type=int, default=1)
+    parser.add_argument("--max_new_tokens", type=int, default=128)
+    add_dart_arguments(parser)
+
+
+def load(args: argparse.Namespace, ranks: Ranks = ALONE) -> Loaded:
+    """The checkpoint, on the device that is asked for; of several processes each takes a GPU of its own."""
+    device = args.device
+    if device is None and ranks.count > 1 and torch.cuda.is_available():
+        device = f"cuda:{ranks.local % torch.cuda.device_count()}"
+    tokenizer, model, processor, _ = load_pretrained_model(
+        args.model_path,
+        args.model_base,
+        None,
+        device=device,
+        torch_dtype=args.torch_dtype,
+        attn_implementation=args.attn_implementation,
+    )
+    own = model.generation_config
+    # The flags alone decide how to decode; a checkpoint's own defaults (max_length, temperature, ...) would mix in.
+    model.generation_config = GenerationConfig(
+        bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+    )
+    return Loaded(tokenizer, model, processor, get_model_name_from_path(args.model_path))
+
+
+def generate(
+    loaded: Loaded, batch: Batch, args: argparse.Namespace, keys: Sequence[Any], streamer: TextStreamer | None = None
+) -> list[str]:
+    """The answers of one batch. keys: what names each row's question, for reproducible sampling."""
+    model, tokenizer = loaded.model, loaded.tokenizer
+    out = model.generate(
+        **batch.inputs(model),
+        max_new_tokens=args.max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        streamer=streamer,
+        **decoding_of(args, keys),
+    )
+    return [text.strip() for text in tokenizer.batch_decode(out, skip_special_tokens=True)]
