@@ -86,14 +86,16 @@ test-lmms: setup-lmms
 test-oldest: $(OLDEST_STAMP)
 	$(OLDEST)/bin/python -m pytest $(ENGINE_TESTS)
 
-# The newest transformers that the index has today over the lock. It tells and does not fail: nobody here chose that release.
+# The newest transformers that the index has today, over the lock. It tells and does not fail: nobody here chose that release.
+RULE := ========================================================================
 test-newest: setup
-	@rm -rf $(NEWEST)
-	@$(call layer,$(NEWEST))
-	@if $(NEWEST)/bin/python -m pip install --quiet --upgrade transformers \
-		&& $(NEWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e . \
-		&& $(NEWEST)/bin/python -m pytest $(ENGINE_TESTS); then verdict=PASSED; else verdict='FAILED, to be mended next'; fi; \
-	printf '\n%s\n' "################ NEWEST transformers $$($(NEWEST)/bin/python -c 'from importlib.metadata import version as v; print(v("transformers"))'): $$verdict ################"
+	$(call layer,$(NEWEST))
+	$(call install,$(NEWEST),test)
+	@verdict='FAILED, mend this next'; \
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade transformers \
+		&& $(NEWEST)/bin/python -m pytest $(ENGINE_TESTS) && verdict=PASSED; \
+	release=$$($(NEWEST)/bin/python -c 'from importlib.metadata import version; print(version("transformers"))'); \
+	printf '%s\n' '' '$(RULE)' "test-newest: transformers $$release: $$verdict" '$(RULE)'
 
 check: setup
 	$(VENV)/bin/ruff check .
