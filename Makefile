@@ -1,64 +1,101 @@
-# setup: .venv with everything; demo, test, check and bench use it.
+# Environments: .venv has everything that demo, test, check and bench need; requirements/ locks the versions in it and in
+# the others. The others see .venv's packages after their own: torch lies on the disk once, and each adds what differs.
 PYTHON ?= python3
-# The CPU build where the index has one under this exact version; on a GPU machine: make setup TORCH=torch
-TORCH ?= torch==2.13.0
+# The pair that the locks name. Another one: make setup TORCH="torch==2.11.0 torchvision==0.26.0", or export TORCH.
+LOCKED_TORCH := torch==2.14.1 torchvision==0.29.1
+TORCH ?= $(LOCKED_TORCH)
+ifeq ($(findstring torchvision,$(TORCH)),)
+$(error TORCH names torch and the torchvision that fits it, like "$(LOCKED_TORCH)")
+endif
+
 VENV := .venv
-STAMP := $(VENV)/.installed
-
-# Interprets and compiles the kernels in the tests, without a GPU; 200 MB, so that the demo does without.
-TRITON ?= triton==3.7.1
-KERNELS_STAMP := $(VENV)/.kernels-installed
-
+OLDEST := .venv-oldest
+NEWEST := .venv-newest
 LMMS := .venv-lmms
+STAMP := $(VENV)/.installed
+OLDEST_STAMP := $(OLDEST)/.installed
 LMMS_STAMP := $(LMMS)/.installed
 
-# The oldest transformers that pyproject.toml declares. OLDEST_TORCH=torch==2.11.0 where the index has it for the machine.
-OLDEST := .venv-oldest
-OLDEST_STAMP := $(OLDEST)/.installed
-OLDEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
-OLDEST_TORCH ?= $(TORCH)
-OLDEST_TESTS := $(addprefix tests/test_,dart_command.py llava_golden.py llava_model.py llava_next.py llava_next_golden.py \
-	more_families.py pruner*.py qwen.py qwen_golden.py qwen_switch.py)
+# What depends on the version of transformers: the engine, the families, and the commands on top of them.
+ENGINE_TESTS := $(addprefix tests/test_,dart_command.py llava_golden.py llava_model.py llava_next.py llava_next_golden.py \
+	more_families.py pruner*.py qwen.py qwen_golden.py qwen_switch.py selection.py static_cache.py)
 
-.PHONY: setup setup-lmms demo test test-lmms test-oldest check bench bench-gpu
+.PHONY: setup setup-lmms lock clean-env demo test test-lmms test-oldest test-newest check bench bench-gpu
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet "$(TORCH)"
-	$(VENV)/bin/pip install --quiet -e ".[dev,tiny]"
-	touch $(STAMP)
-
-# lmms-eval brings torchvision and a hundred packages: they stay out of .venv. torchvision must fit torch, so that both are chosen together.
 setup-lmms: $(LMMS_STAMP)
 
-$(LMMS_STAMP): pyproject.toml
-	test -x $(LMMS)/bin/python || $(PYTHON) -m venv $(LMMS)
-	$(LMMS)/bin/pip install --quiet "$(TORCH)" -e ".[lmms-eval]" pytest==9.2.0
-	touch $(LMMS_STAMP)
+# $(call install,FOLDER,LOCK): the lock and this project, which is built with the locked setuptools. With another torch the
+# lock goes without torch and without what torch brings. An environment without its stamp is half made: it is made anew.
+# As a constraint, too, so that packages that are built from source are built with the locked setuptools.
+UNLOCKED := $(if $(filter-out $(LOCKED_TORCH),$(TORCH)),/^(torch|torchvision|triton|setuptools|nvidia-.*|cuda-.*)==/d)
+define install
+	rm -f $(1)/.installed
+	sed -E '$(UNLOCKED)' requirements/$(2).txt > $(1)/lock.txt
+	PIP_CONSTRAINT=$(1)/lock.txt $(1)/bin/python -m pip install --quiet $(TORCH) -r $(1)/lock.txt
+	$(1)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+endef
+
+# $(call layer,FOLDER): an environment that sees .venv's packages too.
+PURELIB := -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+define layer
+	test -e $(1)/.installed || $(VENV)/bin/python -m venv --clear $(1)
+	$(VENV)/bin/python $(PURELIB) > "$$($(1)/bin/python $(PURELIB))/venv.pth"
+endef
+
+# Another TORCH than the one that is installed is installed, where the caller names one.
+ifneq ($(origin TORCH),file)
+ifneq ($(TORCH),$(shell cat $(STAMP) 2>/dev/null))
+.PHONY: $(STAMP)
+endif
+endif
+
+$(STAMP): requirements/test.txt pyproject.toml
+	test -e $@ || $(PYTHON) -m venv --clear $(VENV)
+	$(call install,$(VENV),test)
+	echo "$(TORCH)" > $@
+
+$(OLDEST_STAMP): requirements/oldest.txt $(STAMP)
+	$(call layer,$(OLDEST))
+	$(call install,$(OLDEST),oldest)
+	touch $@
+
+# lmms-eval brings a hundred packages: they stay out of .venv.
+$(LMMS_STAMP): requirements/lmms-eval.txt $(STAMP)
+	$(call layer,$(LMMS))
+	$(call install,$(LMMS),lmms-eval)
+	touch $@
+
+# All lock files, with the newest versions that pyproject.toml admits.
+lock:
+	$(PYTHON) requirements/lock.py $(TORCH)
+
+clean-env:
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LMMS)
 
 demo: setup
 	$(VENV)/bin/python scripts/demo.py
 
-test: $(KERNELS_STAMP)
+test: setup
 	$(VENV)/bin/python -m pytest
 
-$(KERNELS_STAMP): $(STAMP)
-	test "$$(uname -s)" != Linux || $(VENV)/bin/pip install --quiet "$(TRITON)"
-	touch $(KERNELS_STAMP)
-
 test-lmms: setup-lmms
-	$(LMMS)/bin/python -m pytest -p lmms_eval_dart.testing tests/test_lmms_*.py
+	$(LMMS)/bin/python -m pytest tests/test_lmms_*.py
 
 test-oldest: $(OLDEST_STAMP)
-	$(OLDEST)/bin/python -m pytest $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest $(ENGINE_TESTS)
 
-$(OLDEST_STAMP): pyproject.toml
-	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/pip install --quiet "$(OLDEST_TORCH)"
-	$(OLDEST)/bin/pip install --quiet "transformers==$(OLDEST_TRANSFORMERS)" -e ".[dev]"
-	touch $(OLDEST_STAMP)
+# The newest transformers that the index has today, over the lock. It tells and does not fail: nobody here chose that release.
+RULE := ========================================================================
+test-newest: setup
+	$(call layer,$(NEWEST))
+	$(call install,$(NEWEST),test)
+	@verdict='FAILED, mend this next'; \
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade transformers \
+		&& $(NEWEST)/bin/python -m pytest $(ENGINE_TESTS) && verdict=PASSED; \
+	release=$$($(NEWEST)/bin/python -c 'from importlib.metadata import version; print(version("transformers"))'); \
+	printf '%s\n' '' '$(RULE)' "test-newest: transformers $$release: $$verdict" '$(RULE)'
 
 check: setup
 	$(VENV)/bin/ruff check .

@@ -23,7 +23,7 @@ import dart
 from benchmarks.arguments import check_known, list_of
 from benchmarks.output import print_table, publish
 from dart import kernels
-from dart.selection import plan_batch
+from dart.engine.selection import plan_batch
 from dart.utils import DTYPES, exits_cleanly, provenance
 
 CAPABILITY, WARP = 90, 32  # of an H100 or H200
@@ -65,8 +65,9 @@ def record(dtype: torch.dtype) -> list[Launch]:
         spans[:, START : START + VISUAL] = 1
         hidden, keys = torch.zeros(1, TOKENS, WIDTH, dtype=dtype), torch.zeros(1, HEADS, TOKENS, HEAD, dtype=dtype)
         norm = LlamaRMSNorm(WIDTH).to(dtype)
-        batch = plan_batch(hidden, norm, keys, spans, None, dart.DartConfig(keep=KEEP))
-        rows = launch.Selection.of(batch).run(hidden, norm, keys)
+        config = dart.DartConfig(keep=KEEP)
+        batch = plan_batch(hidden, norm, keys, spans, None, config)
+        rows = launch.Selection.of(batch, config).run(hidden, norm, keys)
         angles = torch.zeros(1, TOKENS, HEAD, dtype=dtype)
         launch.gather(rows, hidden, (angles, angles), torch.zeros(1, TOKENS, dtype=torch.long))
     finally:

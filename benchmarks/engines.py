@@ -11,7 +11,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 
 from benchmarks.shapes import Workload
-from dart.compiled import compile_step
+from dart.engine.compiled import compile_step
 
 ENGINES = {
     "eager": "a cache that grows",

@@ -23,8 +23,8 @@ from benchmarks.arguments import check_known, list_of, positive
 from benchmarks.ceilings import copy_rate, seconds_of
 from benchmarks.output import print_table, publish
 from dart import kernels
-from dart.masks import gather_inputs
-from dart.selection import plan_batch, select_rows
+from dart.engine.layers import gather_inputs
+from dart.engine.selection import plan_batch, select_rows
 from dart.utils import DTYPES, device_of, exits_cleanly, provenance
 
 TEXT = 35  # tokens before the image, and after it
@@ -74,7 +74,7 @@ class Case:
         left = select_rows(hidden, self.norm, keys, self.spans, None, self.config)
         if left is None:
             raise ValueError("this budget drops nothing: keep fewer tokens")
-        gather_inputs(left.rows, hidden, self.angles, self.places)
+        gather_inputs(left.rows, hidden, self.angles, self.places, kernels.chosen())
         return left.rows
 
     def all(self) -> None:
@@ -90,7 +90,7 @@ class Case:
 
         def work() -> None:
             for selection, (hidden, keys) in zip(selections, self.inputs, strict=True):
-                gather_inputs(selection.run(hidden, self.norm, keys), hidden, self.angles, self.places)
+                gather_inputs(selection.run(hidden, self.norm, keys), hidden, self.angles, self.places, "triton")
 
         work()  # compiles
         torch.cuda.synchronize()

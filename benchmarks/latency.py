@@ -25,7 +25,7 @@ from benchmarks.output import publish
 from benchmarks.plot import check_chart
 from benchmarks.shapes import SHAPES, Shape, Workload, build, workload
 from dart import strategies
-from dart.compiled import compile_layers
+from dart.engine.compiled import compile_layers
 from dart.utils import DTYPES, device_of, exits_cleanly, provenance
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")

@@ -15,7 +15,7 @@ from benchmarks.engines import Engine
 from benchmarks.oracle import Oracle, kept_rows
 from benchmarks.phases import cache_bytes, host_waits, peak_bytes, run_once
 from benchmarks.shapes import Workload
-from dart.families import adapter_for
+from dart.families import family_of
 from dart.report import PruneReport
 from dart.utils import Sample, in_turns
 
@@ -61,7 +61,7 @@ class Prepared:
         rows, report = kept_rows(work, setting.config)
         if not setting.oracle:
             return cls(setting, work, report)
-        decoder = adapter_for(work.model).decoder(work.model)
+        decoder = family_of(work.model).decoder(work.model)
         return cls(setting, work, report, Oracle(decoder, report.layer, rows, report.tokens_before))
 
     def timed(self, plan: Plan) -> Callable[[], Sample]:

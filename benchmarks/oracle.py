@@ -8,8 +8,9 @@ import torch
 
 import dart
 from benchmarks.shapes import Workload
+from dart.engine.layers import cache_of
+from dart.engine.layout import fit, is_static
 from dart.report import PruneReport
-from dart.static_cache import fit, is_static
 
 
 def kept_rows(work: Workload, config: dart.DartConfig) -> tuple[torch.Tensor, PruneReport]:
@@ -17,22 +18,14 @@ def kept_rows(work: Workload, config: dart.DartConfig) -> tuple[torch.Tensor, Pr
 
     Raises ValueError when nothing would be dropped or the rows keep different numbers of tokens.
     """
-    spans: list[Any] = []
     with torch.inference_mode(), dart.prune(work.model, config) as handle:
-        hook = handle.decoder.register_forward_pre_hook(lambda *_: spans.append(handle.spans))
-        try:
-            work.model(**work.inputs, use_cache=False, logits_to_keep=1)
-        finally:
-            hook.remove()
+        work.model(**work.inputs, use_cache=False, logits_to_keep=1)
         report = handle.last
-    if report is None or report.tokens_after == report.tokens_before:
+    if report is None or report.rows is None or report.tokens_after == report.tokens_before:
         raise ValueError(f"a budget of {config.keep} drops none of {work.visual_tokens} visual tokens: keep fewer")
-    stays = (spans[0] == 0).to(work.model.device)
-    for row, kept in enumerate(report.kept):
-        stays[row, kept.to(stays.device)] = True
-    if len(set(stays.sum(1).tolist())) > 1:
+    if bool((report.rows < 0).any()):
         raise ValueError("the rows of the prompt keep different numbers of tokens: the oracle needs equal ones")
-    return stays.nonzero()[:, 1].view(len(stays), -1), report
+    return report.rows, report
 
 
 class Oracle:
@@ -63,8 +56,10 @@ class Oracle:
         if hidden.shape[1] == self.length:
             index = self.rows[..., None].expand(-1, -1, hidden.shape[-1])
             args = (hidden.gather(1, index), *args[1:])
-            if is_static(kwargs.get("past_key_values")):
-                fit(kwargs["past_key_values"], self._layer, self.dropped)
+            cache = cache_of(kwargs)
+            for each in cache.layers[self._layer :] if is_static(cache) else ():
+                each.full_length = cache.layers[0].max_cache_len
+                fit(each, self.dropped)
         return self._shorten(module, args, kwargs)
 
     def _shorten(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:

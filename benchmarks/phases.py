@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 
 from benchmarks.engines import Engine, answer_positions
 from benchmarks.shapes import Workload
-from dart.families import adapter_for
+from dart.families import family_of
 
 MARKS = ("start", "decoder", "layer", "selected", "end")
 PHASES = ("vision", "before", "selection", "after")
@@ -50,7 +50,7 @@ class Marks:
     """Marks the clock where a prefill enters the decoder, and before and after the hooks of layer K."""
 
     def __init__(self, model: Any, layer: int, clock: Clock):
-        decoder = adapter_for(model).decoder(model)
+        decoder = family_of(model).decoder(model)
         target = decoder.layers[layer]
         self._on = True
         places = ((decoder, "decoder", True), (target, "layer", True), (target, "selected", False))

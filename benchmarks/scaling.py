@@ -22,7 +22,7 @@ from benchmarks.ceilings import seconds_of
 from benchmarks.output import publish
 from benchmarks.phases import peak_bytes
 from benchmarks.plot import Curve, check_chart, line_chart
-from dart.selection import select_rows
+from dart.engine.selection import select_rows
 from dart.utils import DTYPES, device_of, exits_cleanly, provenance
 
 WIDTH, KV_HEADS, HEAD_DIM = 3584, 4, 128

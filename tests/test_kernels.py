@@ -19,9 +19,9 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 import dart
 from dart import kernels
-from dart.engine.layers import gather_argument, gather_tokens
+from dart.engine.layers import gather_inputs
 from dart.engine.layout import PADDING
-from dart.engine.selection import Kept, select_rows
+from dart.engine.selection import Kept, plan_batch, select_rows
 
 pytest.importorskip("triton")
 from benchmarks import builds  # noqa: E402
@@ -118,7 +118,8 @@ def test_scores_with_the_norm_inside_are_those_behind_it(use):
     hidden, keys = inputs(*spans.shape, torch.bfloat16)
     norm = LlamaRMSNorm(WIDTH).to(DEVICE, torch.bfloat16)
     nn.init.uniform_(norm.weight, 0.5, 1.5)
-    batch = plan_batch(hidden, norm, keys, spans, None, dart.DartConfig(keep=16))
+    config = dart.DartConfig(keep=16)
+    batch = plan_batch(hidden, norm, keys, spans, None, config)
     selection = launch.Selection.of(batch)
     state, norms, _ = selection._norms(keys)
     pivots = selection._pivots(norms, state)
@@ -195,7 +196,7 @@ def test_a_plan_can_be_run_again(use):
     use("triton")
     spans, config = spans_of(".aaaaaaaa..", "..aaaa.bbb."), dart.DartConfig(keep=24)
     (hidden, keys), (others, other_keys) = inputs(*spans.shape), inputs(*spans.shape, seed=1)
-    selection = launch.Selection.of(plan_batch(hidden, None, keys, spans, None, config))
+    selection = launch.Selection.of(plan_batch(hidden, None, keys, spans, None, config), config)
     first = selection.run(hidden, None, keys)
     second = selection.run(others, None, other_keys)
     assert not torch.equal(first, second) and torch.equal(first, selection.run(hidden, None, keys))
@@ -274,25 +275,22 @@ def test_the_kernels_are_what_ran(use, monkeypatch):
 
 
 def test_modes(monkeypatch, caplog):
-    cuda = torch.device("cuda")
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setenv(kernels.VARIABLE, "yes")
     with pytest.raises(ValueError, match="DART_KERNELS must be one of auto, triton, torch, got 'yes'"):
-        kernels.active(cuda)
-    monkeypatch.setenv(kernels.VARIABLE, "torch")
-    assert not kernels.active(cuda)
+        dart.prune(tiny_llava())
     monkeypatch.delenv(kernels.VARIABLE)
-    assert kernels.active(cuda) and not kernels.active(torch.device("cpu"))
+    assert kernels.chosen() == "torch" and not kernels.active(cuda, "torch")
+    assert kernels.active(cuda, "auto") and not kernels.active(cpu, "auto")
     monkeypatch.delenv(kernels.INTERPRETER, raising=False)
-    monkeypatch.setenv(kernels.VARIABLE, "triton")
     with pytest.raises(ValueError, match="on cpu needs TRITON_INTERPRET=1"):
-        kernels.active(torch.device("cpu"))
+        kernels.active(cpu, "triton")
     monkeypatch.setattr(kernels, "installed", lambda: False)
     with pytest.raises(ValueError, match="pip install triton"):
-        kernels.active(cuda)
-    monkeypatch.setenv(kernels.VARIABLE, "auto")
+        kernels.active(cuda, "triton")
     kernels._say_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert [kernels.active(cuda), kernels.active(cuda)] == [False, False]
+        assert [kernels.active(cuda, "auto"), kernels.active(cuda, "auto")] == [False, False]
     assert len(caplog.records) == 1 and "triton is not installed" in caplog.text
 
 

@@ -13,7 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 import dart
 from benchmarks.phases import host_waits
 from dart import kernels
-from dart.selection import plan_batch, select_rows
+from dart.engine.selection import plan_batch, select_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 TOKENS, WIDTH, HEADS, HEAD = 2950, 4096, 32, 128
@@ -78,7 +78,7 @@ def test_a_cuda_graph_repeats_the_selection(monkeypatch):
     monkeypatch.setenv(kernels.VARIABLE, "triton")
     (hidden, keys, spans, norm), (others, other_keys, *_) = inputs(torch.bfloat16), inputs(torch.bfloat16, seed=1)
     config = dart.DartConfig(keep=320)
-    selection = Selection.of(plan_batch(hidden, norm, keys, spans, None, config))
+    selection = Selection.of(plan_batch(hidden, norm, keys, spans, None, config), config)
     first, second = selection.run(hidden, norm, keys), selection.run(others, norm, other_keys)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

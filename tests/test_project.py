@@ -6,10 +6,13 @@ import importlib.util
 import json
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from dev.results import render
 from llava.eval import tasks
@@ -46,19 +49,57 @@ def test_linked_files_in_the_documents_exist():
             assert (folder / link).exists(), (document, link)
 
 
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
 def extras() -> dict[str, list[Requirement]]:
-    tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11 on")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return {name: [Requirement(r) for r in rows] for name, rows in project["optional-dependencies"].items()}
+    return {name: [Requirement(r) for r in rows] for name, rows in project()["optional-dependencies"].items()}
 
 
 def test_extras_are_installable_requirements_and_the_ones_that_are_named_exist():
     known = extras()
-    assert {"flash", "quant", "lora", "tiny", "dev"} <= set(known)
-    assert all(requirement.specifier for rows in known.values() for requirement in rows)
+    assert {"flash", "hf", "eval", "plot", "quant", "lora", "tiny", "dev"} <= set(known)
+    rows = [row for extra in known.values() for row in extra]
+    assert all(row.specifier or (row.name == "dart-vlm" and row.extras <= set(known)) for row in rows)
     for place in ["Makefile", *DOCUMENTS, *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]:
         for named in re.findall(r"""['"]\.\[([\w,-]+)\]['"]""", (ROOT / place).read_text()):
             assert set(named.split(",")) <= set(known), place
+
+
+def asked_for(extra: str) -> list[Requirement]:
+    """What `pip install ".[extra]"` asks for, the extras that this one takes in included."""
+    rows = extras()[extra]
+    inner = [row for own in rows if own.name == "dart-vlm" for name in own.extras for row in asked_for(name)]
+    return [Requirement(r) for r in project()["dependencies"]] + [r for r in rows if r.name != "dart-vlm"] + inner
+
+
+def locked(environment: str) -> dict[str, str]:
+    """The versions in a lock file, whose lines are read strictly: a sorted name==version each, no address, no hash."""
+    lines = (ROOT / "requirements" / f"{environment}.txt").read_text().splitlines()
+    assert lines[0].startswith("# Made by `make lock`")
+    pattern = r'([a-z0-9-]+)==([\w.!+]+)(?:; platform_system == "Linux")?'
+    pins = [re.fullmatch(pattern, line) for line in lines[1:]]
+    assert all(pins), [line for line, pin in zip(lines[1:], pins, strict=True) if not pin]
+    versions = {pin[1]: pin[2] for pin in pins if pin}
+    assert list(versions) == sorted(versions) and len(versions) == len(pins) and "dart-vlm" not in versions
+    return versions
+
+
+@pytest.mark.parametrize(("environment", "extra"), [("test", "dev"), ("oldest", "dev"), ("lmms-eval", "lmms-eval")])
+def test_locks_have_what_pyproject_asks_for(environment, extra):
+    versions = locked(environment)
+    for requirement in asked_for(extra):
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+    pair = f"torch=={versions['torch']} torchvision=={versions['torchvision']}"
+    assert f"\nLOCKED_TORCH := {pair}\n" in (ROOT / "Makefile").read_text()
+
+
+def test_the_oldest_lock_has_the_lower_bounds_themselves():
+    versions = locked("oldest")
+    for requirement in (r for r in map(Requirement, project()["dependencies"]) if r.name != "torch"):
+        (bound,) = requirement.specifier
+        assert Version(versions[requirement.name]) == Version(bound.version), requirement
 
 
 @pytest.mark.parametrize("name", tasks.available())

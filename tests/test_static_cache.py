@@ -15,7 +15,7 @@ from transformers import DynamicCache, StaticCache
 import dart
 from benchmarks.phases import cache_bytes
 from benchmarks.shapes import SHAPES, Workload, build, workload
-from dart.compiled import ISOLATED, compile_layers, compile_step
+from dart.engine.compiled import ISOLATED, compile_layers, compile_step
 
 SHAPE = SHAPES["tiny"]
 CONFIG = dart.DartConfig(keep=32)

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dart import kernels
 from dart.engine.host import HostCopy
-from dart.engine.layers import Layer, Recorder, attention_rows, cache_of, gather_argument, gather_tokens
+from dart.engine.layers import Layer, Recorder, attention_rows, cache_of, gather_argument, gather_inputs, gather_tokens
 from dart.engine.layout import cache_layer, claim, fit, is_static, layout_after, layout_of, mask_offsets, stored_tokens
 from dart.engine.masks import PADDING, gather_mask, gather_padding, visible_to_last
 from dart.engine.selection import Kept, merge_states
@@ -358,14 +357,11 @@ class Forward:
         if kept.merges is not None:
             hidden = merge_states(hidden, kept.merges)
         angles, positions = others.get("position_embeddings"), others.get("position_ids")
-        mode = self.handle.selectors[0].kernels
-        together = place == 0 and mode != "torch" and isinstance(angles, tuple)
-        given = None if self.handle.flash else positions
-        gathered = kernels.gather(kept.local, hidden, angles, given, mode) if together else None
-        if gathered is None:
+        if place or not isinstance(angles, tuple) or angles[0].shape[-2] != self.length:
             return gather_tokens(hidden, kept.local, -2)
-        hidden, angles_left, positions_left = gathered
-        count = kept.local.shape[1]
+        mode, count = self.handle.selectors[0].kernels, kept.local.shape[1]
+        given = None if self.handle.flash else positions
+        hidden, angles_left, positions_left = gather_inputs(kept.local, hidden, angles, given, mode)
         self._memo[place, "position_embeddings", id(angles), count] = (angles, angles_left)
         self._memo[place, "position_ids", id(positions), count] = (positions, positions_left)
         return hidden

@@ -17,6 +17,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from dart import kernels
+
 TESTED = "5.17.0 to 5.24.0"
 CACHE_NAMES = ("cache", "past_key_values", "past_key_value")
 POSITION_NAMES = ("position_ids",)
@@ -121,6 +123,19 @@ def gather_tokens(tensor: torch.Tensor, rows: torch.Tensor, dim: int) -> torch.T
     shape[dim] = count
     tail = (1,) * (-1 - dim)
     return tensor.gather(tensor.ndim + dim, index.view(size, count, *tail).expand(shape))
+
+
+def gather_inputs(
+    rows: torch.Tensor, hidden: torch.Tensor, angles: Any, positions: torch.Tensor | None, mode: str = "torch"
+) -> tuple[torch.Tensor, Any, torch.Tensor | None]:
+    """`rows` of what a layer is given: hidden states [B, S, D], cos and sin [..., B or 1, S, h], or None, and
+    positions [..., B or 1, S], or None. mode: of `dart.kernels`."""
+    gathered = kernels.gather(rows, hidden, angles, positions, mode)
+    if gathered is not None:
+        return gathered
+    angles = None if angles is None else tuple(gather_tokens(each, rows, -2) for each in angles)
+    positions = None if positions is None else gather_tokens(positions, rows, -1)
+    return gather_tokens(hidden, rows, -2), angles, positions
 
 
 def gather_argument(name: str, value: Any, rows: torch.Tensor, length: int, flash: bool) -> Any:

@@ -260,8 +260,15 @@ def select_rows(
 
     The arguments are those of `Selector.batch`.
     """
-    batch = _simple(config).batch(hidden, norm, keys, spans, valid)
+    batch = plan_batch(hidden, norm, keys, spans, valid, config)
     return None if min(batch.widths) == spans.shape[1] else _run(batch, config)
+
+
+def plan_batch(
+    hidden: torch.Tensor, norm: Any, keys: torch.Tensor, spans: np.ndarray, valid: np.ndarray | None, config: DartConfig
+) -> Batch:
+    """What `select_rows` selects from."""
+    return _simple(config).batch(hidden, norm, keys, spans, valid)
 
 
 def _simple(config: DartConfig) -> Selector:

@@ -95,7 +95,7 @@ evaluate() {
     # `accelerate launch`, without the imports of accelerate's other commands.
     # accelerate makes every exit code 1; what lmms-eval itself runs into, it prints and exits with 0.
     TRANSFORMERS_VERBOSITY=${TRANSFORMERS_VERBOSITY:-error} TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false} \
-        "$python" -m accelerate.commands.launch "${launch[@]}" -m lmms_eval_dart "${ask[@]}" || exit 2
+        "$python" -m accelerate.commands.launch "${launch[@]}" -m lmms_eval "${ask[@]}" || exit 2
     if [ -z "$(find "$out" -name '*_results.json' -newer "$started")" ]; then
         echo "error: lmms-eval wrote no results to $out; its own message is above" >&2
         exit 1
