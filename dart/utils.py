@@ -1,4 +1,4 @@
-"""One clear line for every mistake a user can make on a command line."""
+"""What every command of this project shares: one clear line for each mistake that a user can make."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ def one_line(error: BaseException) -> str:
 
 
 def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a command's `main`: bad input prints `error: ...` and exits with code 2, Ctrl-C exits with code 130."""
+    """Decorate a command's `main`: bad input prints `error: ...` and exits with code 2, Ctrl-C exits with code 130.
+
+    Bad input: UserError, ValueError, and OSError (a missing file, a full disk).
+    """
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return main(*args, **kwargs)
-        except (UserError, ValueError, FileNotFoundError) as error:
+        except (UserError, ValueError, OSError) as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
             raise SystemExit(USAGE_ERROR) from None
         except KeyboardInterrupt:
