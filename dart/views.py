@@ -105,17 +105,27 @@ def _merged_tiles(sources: Sources) -> list[View] | None:
         if rest <= 1:
             return None
         overview = Image.fromarray(_as_seen(pixels[k][:1], sources)[0])
-        rows, columns = _nearest_grid(rest, image.width / image.height)
+        rows, columns = _merged_grid(rest, image.width / image.height, side)
         cells = [cell for row in range(rows) for cell in (*range(row * columns, (row + 1) * columns), NEWLINE)]
         views.append(View([sources.title(k, ", overview")], [overview], (side, side), range(side * side)))
         views.append(View([sources.title(k, ", tiles")], [image], (rows, columns), cells))
     return views
 
 
-def _nearest_grid(tokens: int, shape: float) -> tuple[int, int]:
-    """(rows, columns) with rows * (columns + 1) = tokens whose columns / rows is nearest to `shape`."""
-    grids = [(rows, tokens // rows - 1) for rows in range(1, tokens // 2 + 1) if tokens % rows == 0]
-    return min(grids, key=lambda grid: abs(math.log(grid[1] / grid[0] / shape)))
+def _merged_grid(tokens: int, shape: float, side: int) -> tuple[int, int]:
+    """(rows, columns) with rows * (columns + 1) = tokens of an image whose width / height is `shape`.
+
+    Padding is cut off two opposite sides, evenly: the other dimension is that of whole tiles, and this one is the image's, give
+    or take a patch. Very large images are scaled down after that, so that neither need hold.
+    """
+
+    def misfit(grid: tuple[int, int]) -> tuple[bool, float]:
+        rows, columns = grid
+        by_rows = rows % side == 0 and abs(columns - rows * shape) <= 1
+        by_columns = columns % side == 0 and abs(rows - columns / shape) <= 1
+        return not (by_rows or by_columns), abs(math.log(columns / rows / shape))
+
+    return min(((r, tokens // r - 1) for r in range(1, tokens // 2 + 1) if tokens % r == 0), key=misfit)
 
 
 def _square_tiles(sources: Sources) -> list[View] | None:
