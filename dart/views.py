@@ -7,7 +7,7 @@ row with a newline after each (LLaVA-NeXT); rows of patches with a separator aft
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +24,14 @@ PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 class Sources:
     """The images, or the videos, of a prompt, and what the model is given of them.
 
-    kind: "image" or "video". frames: those of each source, an image's being one. runs: lengths of the runs of visual
-    tokens, in order. inputs: the processor's tensors. mean, std: its normalisation, per channel. side: patches along
-    an edge of a tile's square, or None. newlines: does the model merge tiles row by row? class_first: does the class
-    token of the vision tower stand before its patches?
+    kind: "image" or "video", of which the model is given them as. names: of the sources, for titles. frames: those of
+    each source, an image's being one. runs: lengths of the runs of visual tokens, in order. inputs: the processor's
+    tensors. mean, std: its normalisation, per channel. side: patches along an edge of a tile's square, or None.
+    newlines: does the model merge tiles row by row? class_first: does a class token stand before the patches?
     """
 
     kind: str
+    names: Sequence[str]
     frames: Sequence[Sequence[Image.Image]]
     runs: Sequence[int]
     inputs: Mapping[str, Any]
@@ -51,9 +52,6 @@ class Sources:
             return list(self.runs)
         whole, rest = divmod(self.tokens, len(self.frames))
         return [] if rest else [whole] * len(self.frames)
-
-    def title(self, source: int, part: str = "") -> str:
-        return f"{self.kind} {source + 1}{part}"
 
 
 def find_views(sources: Sources) -> list[View]:
@@ -84,13 +82,13 @@ def _grids(sources: Sources) -> list[View] | None:
     if merge is None:
         return None
     views = []
-    for k, (frames, (times, height, width)) in enumerate(zip(sources.frames, shapes, strict=True)):
+    for name, frames, (times, height, width) in zip(sources.names, sources.frames, shapes, strict=True):
         rows, columns = height // merge, width // merge
         shared = math.ceil(len(frames) / times)
+        titles = [f"{name}, frame {k + 1}" for k in range(len(frames))] if sources.kind == "video" else [name]
         for first in range(0, len(frames), shared):
-            shown = frames[first : first + shared]
-            names = [f", frame {first + f}" if sources.kind == "video" else "" for f in range(1, len(shown) + 1)]
-            views.append(View([sources.title(k, n) for n in names], shown, (rows, columns), range(rows * columns)))
+            shown = slice(first, first + shared)
+            views.append(View(titles[shown], frames[shown], (rows, columns), range(rows * columns)))
     return views
 
 
@@ -100,23 +98,23 @@ def _merged_tiles(sources: Sources) -> list[View] | None:
     if pixels is None or not sources.newlines or not side or sources.kind == "video":
         return None
     views = []
-    for k, ((image,), share) in enumerate(zip(sources.frames, sources.shares, strict=False)):
+    for k, (name, (image,), share) in enumerate(zip(sources.names, sources.frames, sources.shares, strict=False)):
         rest = share - side * side
         if rest <= 1:
             return None
         overview = Image.fromarray(_as_seen(pixels[k][:1], sources)[0])
         rows, columns = _merged_grid(rest, image.width / image.height, side)
         cells = [cell for row in range(rows) for cell in (*range(row * columns, (row + 1) * columns), NEWLINE)]
-        views.append(View([sources.title(k, ", overview")], [overview], (side, side), range(side * side)))
-        views.append(View([sources.title(k, ", tiles")], [image], (rows, columns), cells))
+        views.append(View([f"{name}, overview"], [overview], (side, side), range(side * side)))
+        views.append(View([f"{name}, tiles"], [image], (rows, columns), cells))
     return views
 
 
 def _merged_grid(tokens: int, shape: float, side: int) -> tuple[int, int]:
     """(rows, columns) with rows * (columns + 1) = tokens of an image whose width / height is `shape`.
 
-    Padding is cut off two opposite sides, evenly: the other dimension is that of whole tiles, and this one is the image's, give
-    or take a patch. Very large images are scaled down after that, so that neither need hold.
+    Padding is cut off two opposite sides, evenly: the other dimension is that of whole tiles, and this one is the
+    image's, give or take a patch. Very large images are scaled down after that, so that neither need hold.
     """
 
     def misfit(grid: tuple[int, int]) -> tuple[bool, float]:
@@ -141,22 +139,31 @@ def _square_tiles(sources: Sources) -> list[View] | None:
             break
     else:
         return None
-    per_source, uneven = divmod(len(tiles), count)
     views = []
-    for k, tile in enumerate(tiles):
-        source, part = divmod(k, per_source)
+    for tile, (title, first, last) in zip(tiles, _parts(sources, len(tiles), side * side, bool(extra)), strict=True):
         cells = list(range(side * side))
-        if extra and sources.class_first and part == 0:
+        if extra and sources.class_first and first:
             cells.insert(0, NEWLINE)
-        elif extra and not sources.class_first and part == per_source - 1:
+        elif extra and not sources.class_first and last:
             cells.append(NEWLINE)
-        name = "frame" if sources.kind == "video" else "tile"
-        if uneven:
-            title = f"{name} {k + 1}"
-        else:
-            title = sources.title(source, f", {name} {part + 1}" if per_source > 1 or name == "frame" else "")
         views.append(View([title], [Image.fromarray(tile)], (side, side), cells))
     return views
+
+
+def _parts(sources: Sources, tiles: int, patches: int, equal: bool) -> Iterator[tuple[str, bool, bool]]:
+    """For every tile its title, and whether it is the first and the last of its source.
+
+    equal: has every source as many? If not, tiles between separators do not tell which source they come from.
+    """
+    counts = [share // patches for share in sources.shares]
+    told = equal or len(counts) in (1, tiles, len(sources.runs))
+    if sum(counts) != tiles or not told:
+        yield from ((f"tile {k + 1}", False, False) for k in range(tiles))
+        return
+    for name, frames, count in zip(sources.names, sources.frames, counts, strict=True):
+        word = "frame" if len(frames) > 1 else "tile"
+        for k in range(count):
+            yield f"{name}, {word} {k + 1}" if count > 1 else name, k == 0, k == count - 1
 
 
 def _separated_rows(sources: Sources) -> list[View] | None:
@@ -172,8 +179,8 @@ def _separated_rows(sources: Sources) -> list[View] | None:
     if [columns for rows, columns in grids for _ in range(rows)] != list(sources.runs):
         return None
     return [
-        View([sources.title(k)], list(frames), grid, range(grid[0] * grid[1]))
-        for k, (frames, grid) in enumerate(zip(sources.frames, grids, strict=True))
+        View([name], list(frames), grid, range(grid[0] * grid[1]))
+        for name, frames, grid in zip(sources.names, sources.frames, grids, strict=True)
     ]
 
 

@@ -81,10 +81,10 @@ class OriginalLlava:
     def _views(self, images: list[Image.Image], counts: list[int], pixels: Any) -> list[View]:
         mean, std = self.processor.image_mean, self.processor.image_std
         merges = "unpad" in getattr(self.model.config, "mm_patch_merge_type", "flat")
-        frames = [[image] for image in images]
-        inputs = {"pixel_values": pixels}
+        names, frames = [f"image {k + 1}" for k in range(len(images))], [[image] for image in images]
+        given = {"pixel_values": pixels}
         return find_views(
-            Sources("image", frames, counts, inputs, mean, std, self.side, merges, class_first=self.class_first)
+            Sources("image", names, frames, counts, given, mean, std, self.side, merges, class_first=self.class_first)
         )
 
 

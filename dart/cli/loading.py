@@ -135,17 +135,25 @@ class TransformersModel:
         except Exception as error:  # processors raise anything for what they do not take
             raise UserError(f"the processor of {config.model_type} refuses this prompt: {one_line(error)}") from error
         ids = inputs["input_ids"][0]
-        sources = []
-        for kind, frames in (("image", [[image] for image in images]), ("video", [video.frames for video in videos])):
-            names = [name for name in VISUAL_IDS[kind] if isinstance(getattr(config, name, None), int)]
-            mask = torch.isin(ids, torch.tensor([getattr(config, name) for name in names], device=ids.device))
-            if mask.any():
-                sources.append((mask, kind, frames))
+        named = [(f"image {k}", [image]) for k, image in enumerate(images, 1)]
+        films = [(f"video {k}", video.frames) for k, video in enumerate(videos, 1)]
+        image_mask, video_mask = (self._are(kind, ids) for kind in ("image", "video"))
+        if not video_mask.any():  # this family has frames among its images
+            named, films = named + films, []
+        sources = [
+            (mask, kind, shown)
+            for mask, kind, shown in ((image_mask, "image", named), (video_mask, "video", films))
+            if mask.any()
+        ]
         if not sources:
             raise UserError(f"the chat template of this {config.model_type} writes no placeholders for what is shown")
-        visual = torch.stack([mask for mask, _, _ in sources]).any(0)
-        views = partial(self._views, sources, inputs)
-        return Prompt(inputs, len(ids), visual.nonzero().flatten().tolist(), views)
+        positions = (image_mask | video_mask).nonzero().flatten().tolist()
+        return Prompt(inputs, len(ids), positions, partial(self._views, sources, inputs))
+
+    def _are(self, kind: str, ids: torch.Tensor) -> torch.Tensor:
+        """bool [S]: which ids stand for visual tokens of this kind."""
+        known = [getattr(self.model.config, name, None) for name in VISUAL_IDS[kind]]
+        return torch.isin(ids, torch.tensor([id for id in known if isinstance(id, int)], device=ids.device))
 
     def _processed(self, messages: list[dict[str, Any]], images: list[Image.Image], videos: list[Video]) -> dict:
         """The processor's tensors, pixels in the model's dtype."""
@@ -177,7 +185,8 @@ class TransformersModel:
             "class_first": getattr(self.model.config, "vision_feature_select_strategy", None) == "full",
         }
         views: list[View] = []
-        for mask, kind, frames in sorted(sources, key=lambda source: int(source[0].long().argmax())):
+        for mask, kind, shown in sorted(sources, key=lambda source: int(source[0].long().argmax())):
             runs = [len(list(run)) for token, run in groupby(mask.tolist()) if token]
-            views += find_views(Sources(kind, frames, runs, **facts))
+            names, frames = zip(*shown, strict=True)
+            views += find_views(Sources(kind, names, frames, runs, **facts))
         return views

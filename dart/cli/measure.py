@@ -107,7 +107,7 @@ def answer(model: Any, prompt: Prompt, config: dart.DartConfig | None, max_new_t
 
 
 def ask_both(model: Any, prompt: Prompt, config: dart.DartConfig, warm_up: int, max_new_tokens: int) -> list[Answer]:
-    """[without DART, with DART], each after its warm-up. Raises UserError for an unknown family or too little memory."""
+    """[without DART, with DART], each after its warm-up. Raises UserError: an unknown family, too little memory."""
     try:
         dart.prune(model, config).remove()
         answers = []
