@@ -90,8 +90,8 @@ def _device(name: str | None) -> torch.device:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"--device {name} is not here: expected cpu, or cuda, cuda:1 and so on with that many CUDA devices (this "
-            f"machine has {torch.cuda.device_count()}); {one_line(error)}"
+            f"--device {name} is not here: expected cpu, cuda, cuda:1 and so on (this machine has "
+            f"{torch.cuda.device_count()} CUDA devices); {one_line(error)}"
         ) from None
     return device
 
@@ -99,6 +99,8 @@ def _device(name: str | None) -> torch.device:
 def _check_type(path: str, plugins: list[str]) -> None:
     """Raises UserError for a model that nothing here reads, before anything large is read."""
     kind = PreTrainedConfig.get_config_dict(path)[0].get("model_type")
+    if kind is None:
+        raise UserError(f"model {path} has no config.json with a model_type: expected a checkpoint")
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise UserError(
             f"model {path} is of model_type {kind!r}, which is no image-text-to-text model of transformers "
