@@ -1,6 +1,6 @@
 """`python -m dart`: see `python -m dart --help`."""
 
-from dart.cli.app import main
+from dart.cli import main
 
 if __name__ == "__main__":
     main()

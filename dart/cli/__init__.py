@@ -1,1 +1,206 @@
-"""`python -m dart`: one question about pictures or videos, answered with and without DART."""
+"""Ask a vision-language model about images or videos, without DART and with it.
+
+Prints both answers, the tokens, the times, the size of the KV cache, and draws which patches were kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from dart.config import PIVOT_ORDERS, SCOPES, DartConfig
+from dart.utils import Parser, UserError, exits_cleanly, provenance, write_json
+
+if TYPE_CHECKING:  # torch and transformers take seconds to import: not for --help and wrong arguments
+    from dart.cli.measure import Answer
+
+ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
+DTYPES = ("float32", "float16", "bfloat16")
+MOST = 2**31 - 1  # of a count
+TIMES = "times: one run each after {} to warm up, on {}; reading the images is not counted, the vision tower is"
+
+
+def _budget(text: str) -> int | float:
+    """A number of tokens, or a share of them."""
+    try:
+        value = float(text) if any(sign in text for sign in ".eE") else int(text)
+    except ValueError:
+        value = 0
+    whole = isinstance(value, int)
+    if (whole and value < 1) or (not whole and not 0 < value < 1):
+        raise argparse.ArgumentTypeError(f"expected tokens (1, 2, ...) or a share between 0 and 1, got {text!r}")
+    return value
+
+
+def _count(least: int) -> Any:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= MOST:
+            raise argparse.ArgumentTypeError(f"expected a number from {least} to {MOST}, got {text!r}")
+        return int(text)
+
+    return parse
+
+
+def _rate(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def _output(text: str) -> Path:
+    path = Path(text)
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: expected a file in a folder that exists")
+    return path
+
+
+def _image_output(text: str) -> Path:
+    if Path(text).suffix.lower() not in Image.registered_extensions():
+        raise argparse.ArgumentTypeError(f"{text} names no image format: expected for example out.png")
+    return _output(text)
+
+
+def parser() -> argparse.ArgumentParser:
+    out = Parser(prog="python -m dart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    out.add_argument("--model", required=True, help="checkpoint folder or hub name of any supported family")
+    out.add_argument("--image", nargs="+", action="extend", default=[], metavar="FILE", help="one image or several")
+    out.add_argument("--video", nargs="+", action="extend", default=[], metavar="PATH", help="file or folder of frames")
+    out.add_argument("--question", required=True)
+    out.add_argument("--frames", type=_count(1), default=8, help="frames of a video, at most (8)")
+    out.add_argument("--fps", type=_rate, help="frames per second of the video (default: its own; 2 for a folder)")
+    out.add_argument("--keep", type=_budget, default=128, help="visual tokens to keep: 128, or a share such as 0.111")
+    out.add_argument("--exact", action="store_true", help="keep exactly so many, not rounded to whole pivots")
+    out.add_argument("--layer", type=_count(0), default=2, help="drop tokens before this decoder layer (2)")
+    out.add_argument("--strategy", default="dart", help="how to choose them (dart); a wrong name lists all")
+    out.add_argument("--pivot-order", choices=PIVOT_ORDERS, default="norm")
+    out.add_argument("--scope", choices=SCOPES, default="span", help="a quota per image, or one for all")
+    out.add_argument("--image-pivots", type=_count(0), default=4)
+    out.add_argument("--text-pivots", type=_count(0), default=4)
+    out.add_argument("--seed", type=_count(0), default=0, help="for strategies that draw at random")
+    out.add_argument("--max-new-tokens", type=_count(1), default=64)
+    out.add_argument("--warm-up", type=_count(0), default=1, help="untimed runs of one token before each (1)")
+    out.add_argument("--device", help="default: a GPU where there is one, else cpu")
+    out.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else the checkpoint's")
+    out.add_argument("--attn-implementation", choices=ATTENTION)
+    out.add_argument("--save-overlay", type=_image_output, metavar="FILE", help="draw the kept patches")
+    out.add_argument("--json", type=_output, metavar="FILE", help="write answers and figures")
+    return out
+
+
+def config_of(args: argparse.Namespace) -> DartConfig:
+    return DartConfig(
+        keep=args.keep,
+        layer=args.layer,
+        image_pivots=args.image_pivots,
+        text_pivots=args.text_pivots,
+        strategy=args.strategy,
+        pivot_order=args.pivot_order,
+        scope=args.scope,
+        exact=args.exact,
+        seed=args.seed,
+    )
+
+
+def messages(question: str, images: int, videos: int) -> list[dict[str, Any]]:
+    """A user's turn, as chat templates take it."""
+    content = [{"type": "image"}] * images + [{"type": "video"}] * videos + [{"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+def note_on_pruning(pruned: Answer, config: DartConfig) -> str | None:
+    """Why nothing was dropped, when nothing was."""
+    layers = len(pruned.cache_tokens)
+    if pruned.report is None:
+        return f"nothing was pruned: layer {config.layer} is beyond the model's {layers} decoder layers"
+    if len(pruned.kept) < pruned.visual:
+        return None
+    return (
+        f"nothing was pruned: there are {pruned.visual} visual tokens, and keep={config.keep} asks for no fewer "
+        "(an image that small stays whole)"
+    )
+
+
+def table(answers: list[Answer], texts: list[str]) -> str:
+    def milliseconds(value: float | None) -> str:
+        return "-" if value is None else f"{value:.1f}"
+
+    def means(each: Answer) -> str:
+        return f"{each.report.mean_visual_tokens[0]:.0f}" if each.report else str(each.visual)
+
+    rows = [
+        ("visual tokens, last layers", [str(len(each.kept)) for each in answers]),
+        ("visual tokens, mean over layers", [means(each) for each in answers]),
+        ("all tokens, last layers", [str(each.cache_tokens[-1]) for each in answers]),
+        ("vision tower + prefill, ms", [milliseconds(1000 * each.prefill_s) for each in answers]),
+        ("decoding, ms per token", [milliseconds(each.decode_ms_per_token) for each in answers]),
+        ("KV cache after prefill, bytes", [f"{each.cache_bytes:,}" for each in answers]),
+    ]
+    lines = [f"{'':34}{'without DART':>16}{'with DART':>16}"]
+    lines += [f"{name:34}{before:>16}{after:>16}" for name, (before, after) in rows]
+    return "\n".join([f"without DART: {texts[0]}", f"with DART:    {texts[1]}", *lines])
+
+
+def figures(each: Answer, text: str) -> dict[str, Any]:
+    return {
+        "answer": text,
+        "answer_tokens": len(each.ids),
+        "visual_tokens": each.visual,
+        "visual_tokens_kept": len(each.kept),
+        "prefill_ms": 1000 * each.prefill_s,
+        "decode_ms_per_token": each.decode_ms_per_token,
+        "kv_cache_bytes": each.cache_bytes,
+        "kv_cache_tokens": each.cache_tokens,
+    }
+
+
+def save_image(image: Image.Image, path: Path) -> None:
+    """Replace `path` in one step."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    image.save(temporary)
+    os.replace(temporary, path)
+
+
+@exits_cleanly
+def main(argv: list[str] | None = None) -> None:
+    args = parser().parse_args(argv)
+    if not args.image and not args.video:
+        raise UserError("there is nothing to look at: give --image FILE or --video PATH")
+    config = config_of(args)
+    from dart.media import read_image, read_video
+
+    images = [read_image(path) for path in args.image]
+    videos = [read_video(path, args.frames, args.fps) for path in args.video]
+    from transformers.utils import logging
+
+    from dart.cli.loading import load
+    from dart.cli.measure import ask_both
+    from dart.viz import draw_views
+
+    logging.disable_progress_bar()
+    loaded = load(args.model, args.device, args.dtype, args.attn_implementation)
+    prompt = loaded.prompt(messages(args.question, len(images), len(videos)), images, videos)
+    views = prompt.views() if args.save_overlay else []
+    answers = ask_both(loaded.model, prompt, config, args.warm_up, args.max_new_tokens)
+    texts = [loaded.tokenizer.decode(each.ids, skip_special_tokens=True).strip() for each in answers]
+    model, kind = loaded.model, loaded.model.config.model_type
+    print(f"model: {args.model} ({kind}), {str(model.dtype).removeprefix('torch.')}, {model.device}")
+    print(f"{args.question}\n{table(answers, texts)}")
+    print(TIMES.format(f"{args.warm_up} of one token", model.device))
+    if note := note_on_pruning(answers[1], config):
+        print(note)
+    if args.save_overlay:
+        save_image(draw_views(views, answers[1].kept), args.save_overlay)
+        print(f"kept patches: {args.save_overlay}")
+    if args.json:
+        runs = {
+            name: figures(each, text) for name, each, text in zip(("unpruned", "dart"), answers, texts, strict=True)
+        }
+        write_json(args.json, {**provenance(), "model_type": kind, "kept": answers[1].kept, **runs})

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, GenerationMixin, StoppingCriteria, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
 import dart
-from dart.cli.readers import Prompt
-from dart.families import adapter_for
+from dart.cli.loading import Prompt
+from dart.utils import UserError, one_line
 
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+# `generate` takes its cache under the name that it passes on; transformers 5.24 renamed it.
+GIVEN = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE = "cache" if "cache" in GIVEN else "past_key_values"
 
 
 @dataclass(frozen=True)
@@ -64,22 +68,23 @@ def now(device: torch.device) -> float:
 
 
 def cache_size(cache: Any) -> tuple[int, list[int]]:
-    """(bytes of all key and value tensors, tokens of each layer)."""
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    return sum(t.numel() * t.element_size() for t in tensors), [layer.keys.shape[-2] for layer in cache.layers]
+    """(bytes of all key and value tensors, tokens of each layer that has keys)."""
+    layers = [layer for layer in cache.layers if isinstance(getattr(layer, "keys", None), torch.Tensor)]
+    tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+    return sum(t.numel() * t.element_size() for t in tensors), [layer.keys.shape[-2] for layer in layers]
 
 
 def answer(model: Any, prompt: Prompt, config: dart.DartConfig | None, max_new_tokens: int) -> Answer:
     """Greedy decoding of one prompt, with DART where there is a config."""
     device = model.device
-    cache = DynamicCache(config=adapter_for(model).decoder(model).config)
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     first = _FirstToken(cache, device)
     handle = None if config is None else dart.prune(model, config)
     with handle or contextlib.nullcontext():
         began = now(device)
         ids = model.generate(
-            **_placed(prompt.inputs, model),
-            past_key_values=cache,
+            **prompt.inputs,
+            **{CACHE: cache},
             max_new_tokens=max_new_tokens,
             stopping_criteria=StoppingCriteriaList([first]),
             **GREEDY,
@@ -101,14 +106,17 @@ def answer(model: Any, prompt: Prompt, config: dart.DartConfig | None, max_new_t
     )
 
 
-def _placed(inputs: dict[str, Any], model: Any) -> dict[str, Any]:
-    """On the model's device, pixels in its dtype."""
-
-    def place(value: Any) -> Any:
-        if isinstance(value, list) and value and isinstance(value[0], torch.Tensor):
-            return [place(each) for each in value]
-        if not isinstance(value, torch.Tensor):
-            return value
-        return value.to(model.device, model.dtype if value.is_floating_point() else None)
-
-    return {name: place(value) for name, value in inputs.items()}
+def ask_both(model: Any, prompt: Prompt, config: dart.DartConfig, warm_up: int, max_new_tokens: int) -> list[Answer]:
+    """[without DART, with DART], each after its warm-up. Raises UserError: an unknown family, too little memory."""
+    try:
+        dart.prune(model, config).remove()
+        answers = []
+        for setting in (None, config):
+            for _ in range(warm_up):
+                answer(model, prompt, setting, 1)
+            answers.append(answer(model, prompt, setting, max_new_tokens))
+    except TypeError as error:  # a family that DART does not know
+        raise UserError(one_line(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{model.device} has too little memory for this model and prompt: {one_line(error)}") from error
+    return answers
