@@ -313,19 +313,6 @@ def test_generate_on_a_reused_cache(model, layer):
     torch.testing.assert_close(torch.cat(second.logits), wanted, atol=1e-4, rtol=1e-4)
 
 
-@torch.no_grad()
-def test_labels_of_a_picture_are_refused_and_those_of_text_are_not(model):
-    ids, pixels = prompt(5, 6)
-    text = ids[:, :5]
-    with dart.prune(model, KEEP):
-        with pytest.raises(ValueError, match="labels were given"):
-            model(input_ids=ids, pixel_values=pixels, labels=ids)
-        loss = model(input_ids=text, labels=text).loss
-        assert model(input_ids=ids, pixel_values=pixels).logits.shape[1] < ids.shape[1], "the next forward is pruned"
-    assert torch.equal(loss, model(input_ids=text, labels=text).loss)
-    assert model(input_ids=ids, pixel_values=pixels, labels=ids).loss.isfinite()
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("beams", [1, 2])

@@ -1,4 +1,4 @@
-"""Uses that went wrong once: threads, copies, training, quantized caches, drafts, chunks, compiled and wrapped models."""
+"""Uses that went wrong once: threads, copies, training, quantized caches, drafts, chunks, compiled or wrapped models."""
 
 from __future__ import annotations
 
@@ -107,9 +107,7 @@ def test_rows_of_a_cache_are_picked_repeated_and_cropped(model, layer):
         torch.testing.assert_close(logits(second, mask[1:]), wanted[1:], **EXACT)
         twice = filled()
         twice.batch_repeat_interleave(2)
-        torch.testing.assert_close(
-            logits(twice, mask.repeat_interleave(2, 0)), wanted.repeat_interleave(2, 0), **EXACT
-        )
+        torch.testing.assert_close(logits(twice, mask.repeat_interleave(2, 0)), wanted.repeat_interleave(2, 0), **EXACT)
         cropped = filled()
         logits(cropped, mask, count=3)
         cropped.crop(-3)
