@@ -7,6 +7,7 @@ import torch
 import zoo
 
 CHANGE = 1e-3  # of the last position's logits, at least, by other pixels
+SAME = {"atol": 1e-3, "rtol": 0}
 
 
 @pytest.fixture(scope="module", params=zoo.names())
@@ -15,6 +16,11 @@ def case(request):
     if case.skip:
         pytest.skip(case.skip)
     return case
+
+
+def test_every_model_type_has_a_model_or_a_reason():
+    assert set(zoo.names()) <= set(zoo.FAMILIES) | set(zoo.SKIPPED)
+    assert not set(zoo.FAMILIES) & set(zoo.SKIPPED)
 
 
 def other_pixels(inputs):
@@ -51,6 +57,27 @@ def test_logits_are_finite_and_depend_on_the_video(case):
 
 
 @torch.no_grad()
+def test_visual_tokens_see_later_ones_where_the_case_says_so(case):
+    """The last visual token's embedding changes the first one's logits, or does not."""
+    inputs = case.inputs()
+    visual = torch.isin(inputs["input_ids"][0], torch.tensor(case.image_tokens)).nonzero().flatten()
+    assert case.contiguous == (int(visual[-1] - visual[0]) == len(visual) - 1)
+
+    def shift(decoder, args, kwargs):
+        embeds = kwargs["inputs_embeds"].clone()
+        embeds[0, visual[-1]] += 0.5
+        return args, kwargs | {"inputs_embeds": embeds}
+
+    if case.model_type == "chameleon":
+        pytest.skip("its decoder embeds the image itself")
+    before = case.model(**inputs).logits[0, visual[0]]
+    with_shift = case.model.get_submodule(case.decoder).register_forward_pre_hook(shift, with_kwargs=True)
+    after = case.model(**inputs).logits[0, visual[0]]
+    with_shift.remove()
+    assert case.bidirectional == ((after - before).abs().max() > SAME["atol"])
+
+
+@torch.no_grad()
 def test_a_padded_batch_equals_its_rows_alone(case):
     if not case.batches:
         pytest.skip("no padded batches in this family")
@@ -58,7 +85,7 @@ def test_a_padded_batch_equals_its_rows_alone(case):
     logits = case.model(**zoo.batch(case, rows)).logits
     for number, row in enumerate(rows):
         alone = case.model(**row).logits[0]
-        torch.testing.assert_close(logits[number, -len(alone) :], alone, atol=1e-3, rtol=0)
+        torch.testing.assert_close(logits[number, -len(alone) :], alone, **SAME)
 
 
 @torch.no_grad()

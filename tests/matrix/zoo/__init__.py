@@ -286,6 +286,8 @@ def make(name: str, attention: str = "sdpa") -> Case:
     _load()
     if name in SKIPPED:
         return Case(name, skip=SKIPPED[name])
+    if name not in FAMILIES:
+        raise ValueError(f"no tiny model for {name}: add one to a file in {__path__[0]}, or say with skip() why not")
     case = FAMILIES[name](name, attention)
     case.model_type = name
     return case

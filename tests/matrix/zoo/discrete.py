@@ -19,7 +19,8 @@ def chameleon(name, attention):
     ids = {f"IMGIMG{str(n).translate(letters)}Z": FIRST_CODE + n for n in range(CODES)}
     vq = VQ | {"num_embeddings": CODES, "resolution": SIZE, "attn_type": "none"}
     model = tiny(name, attention, vq_config=vq, vocabulary_map=ids | {"<image>": IMAGE})
-    return Case(model=model, image=square(EDGE**2), decoder="model")
+    note = "the decoder's forward embeds the image itself: it gets pixel_values, not inputs_embeds"
+    return Case(model=model, image=square(EDGE**2), decoder="model", note=note)
 
 
 @family("emu3")

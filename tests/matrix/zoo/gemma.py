@@ -30,7 +30,7 @@ from . import (
 EDGE = SIZE // PATCH
 PATCHES = EDGE * EDGE
 POOL = 3  # patches along an edge of a token of Gemma 4
-GRIDS = [(6, 6), (6, 9), (9, 6)]  # Gemma 4's patches (height, width) of the images of a row
+GRIDS = [(12, 12), (12, 6), (9, 15)]  # Gemma 4's patches (height, width) of the images of a row
 
 
 @family("gemma3", "shieldgemma2")
@@ -112,7 +112,7 @@ def gemma4_unified(name, attention):
     """No vision tower: blocks of pixels go through a projection."""
 
     def image(number, generator):
-        height, width = 2 + number % 2, 3
+        height, width = 4 + number % 2, 4
         pixels = torch.rand(1, height * width, 3 * (POOL * PATCH) ** 2, generator=generator)
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         tensors = {"pixel_values": pixels, "image_position_ids": torch.stack([x, y], -1).reshape(1, -1, 2)}

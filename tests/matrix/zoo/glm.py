@@ -10,7 +10,7 @@ MARKS = {"video_start_token_id": 125, "video_end_token_id": 126}
 
 def video(number, generator):
     one = frames(number, generator)
-    one.ids = [125, START, *[IMAGE] * 4, END, 50, START, *[IMAGE] * 4, END, 126]
+    one.ids = [125, START, *[IMAGE] * 12, END, 50, START, *[IMAGE] * 12, END, 126]
     return one
 
 
@@ -20,4 +20,6 @@ def glm4v(name, attention):
     if name == "glm4v_moe":
         text["first_k_dense_replace"] = 1
     model = tiny(name, attention, text_config=text, **MARKS)
-    return Case(model=model, image=patches, video=video, types="mm_token_type_ids")
+    return Case(
+        model=model, image=patches, video=video, types="mm_token_type_ids", note="video tokens have image_token_id"
+    )

@@ -13,8 +13,6 @@ TOWER = 64  # width; newer releases give the Q-Former a head per 64
 
 @family("granite4_vision")
 def granite4_vision(name, attention):
-    """No features at the embedding: they are added before layers 0 to 4."""
-
     def image(number, generator):
         height, width = SIZES[number % len(SIZES)]
         rows, columns = height // SIZE * SIDE, width // SIZE * SIDE
@@ -31,7 +29,8 @@ def granite4_vision(name, attention):
         deepstack_layer_map=[[-2, 0]],
         spatial_target_layers=[1, 2, 3, 4],
     )
-    return Case(model=model, image=image, deepstack=True)
+    note = "the placeholders' embeddings are set to 0: all visual features are added before decoder layers 0 to 4"
+    return Case(model=model, image=image, deepstack=True, note=note)
 
 
 @family("granite_docling")

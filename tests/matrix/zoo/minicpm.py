@@ -6,7 +6,7 @@ import torch
 
 from . import END, IMAGE, PATCH, START, VIDEO, Case, Picture, family, tiny
 
-GRIDS = [(4, 8), (8, 4), (4, 4)]  # patches (height, width) of the images of a row
+GRIDS = [(16, 24), (24, 16)]  # patches (height, width) of the images of a row; of one area, as 5.17 stacks them
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
 
 

@@ -7,7 +7,7 @@ import torch
 from . import IMAGE, PATCH, Case, Picture, family, tiny
 
 BREAK, END_OF_IMAGE = 111, 112
-SIZES = [(16, 24), (24, 8), (24, 24)]  # pixels (height, width) of the images of a row
+SIZES = [(32, 40), (40, 16), (32, 32)]  # pixels (height, width) of the images of a row
 
 
 def rows(number, generator):

@@ -6,7 +6,7 @@ import torch
 
 from . import END, HEAD_DIM, IMAGE, LAYERS, PATCH, START, VIDEO, WIDTH, Case, Picture, family, tiny
 
-GRIDS = [(4, 6), (6, 2), (4, 4)]  # patches (height, width) of the images of a row
+GRIDS = [(8, 12), (12, 4), (8, 8)]  # patches (height, width) of the images of a row
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 INTERLEAVED = MROPE | {"mrope_interleaved": True}
 PATCH_VALUES = 3 * 2 * PATCH * PATCH  # channels x frames x pixels
@@ -20,16 +20,16 @@ def patches(number, generator, values=PATCH_VALUES):
 
 
 def frames(number, generator, values=PATCH_VALUES):
-    """A video of two (pairs of) frames of 4 x 4 patches."""
-    pixels = torch.randn(2 * 4 * 4, values, generator=generator)
-    tensors = {"pixel_values_videos": pixels, "video_grid_thw": torch.tensor([[2, 4, 4]])}
-    return Picture([START, *[VIDEO] * 8, END], tensors, kind=2)
+    """A video of two (pairs of) frames of 8 x 6 patches."""
+    pixels = torch.randn(2 * 8 * 6, values, generator=generator)
+    tensors = {"pixel_values_videos": pixels, "video_grid_thw": torch.tensor([[2, 8, 6]])}
+    return Picture([START, *[VIDEO] * 24, END], tensors, kind=2)
 
 
 def timestamped(number, generator, values=PATCH_VALUES):
     """The same video, each frame a group of its own with text before it."""
     one = frames(number, generator, values)
-    one.ids = [START, *[VIDEO] * 4, END, 50, START, *[VIDEO] * 4, END]
+    one.ids = [START, *[VIDEO] * 12, END, 50, START, *[VIDEO] * 12, END]
     return one
 
 
