@@ -152,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     check_known("--dtypes", args.dtypes, DTYPES)
     device = device_of(args.device)
     with _mode("triton"):
-        kernels.active(device)
+        kernels.active(device, "triton")
     rate = copy_rate(device)
     rows = [
         measure(name, batch, device, dtype, args.repeats, rate)

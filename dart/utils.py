@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
 from types import ModuleType
@@ -164,7 +164,7 @@ def provenance() -> dict[str, Any]:
     return {
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
         "commit": _said_by("git", "-C", str(root), "rev-parse", "--short", "HEAD") or "unknown",
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hardware": hardware,
         "versions": versions,
     }

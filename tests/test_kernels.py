@@ -120,7 +120,7 @@ def test_scores_with_the_norm_inside_are_those_behind_it(use):
     nn.init.uniform_(norm.weight, 0.5, 1.5)
     config = dart.DartConfig(keep=16)
     batch = plan_batch(hidden, norm, keys, spans, None, config)
-    selection = launch.Selection.of(batch)
+    selection = launch.Selection.of(batch, config)
     state, norms, _ = selection._norms(keys)
     pivots = selection._pivots(norms, state)
     inside = selection._scores(hidden, norm, pivots, state)
@@ -214,7 +214,7 @@ def test_keys_and_hidden_states_that_are_views(use):
 
 @pytest.mark.parametrize("angles", [(1,), (2,), (3, 2), None])
 @pytest.mark.parametrize("places", [(1,), (2,), (4, 2), None])
-def test_gathering(use, angles, places):
+def test_gathering(angles, places):
     hidden = torch.randn(2, 30, 20, device=DEVICE)[..., :16]
     rows = torch.tensor([[PADDING, 0, 3, 4, 29], [1, 2, 5, 20, 28]], device=DEVICE)
     turned = (
@@ -223,10 +223,8 @@ def test_gathering(use, angles, places):
         else (torch.randn(*angles, 30, 6, device=DEVICE), torch.rand(*angles, 30, 6, device=DEVICE))
     )
     positions = None if places is None else torch.randint(0, 99, (*places, 30), device=DEVICE)
-    use("torch")
     wanted = gather_inputs(rows, hidden, turned, positions)
-    use("triton")
-    given = gather_inputs(rows, hidden, turned, positions)
+    given = gather_inputs(rows, hidden, turned, positions, "triton")
     assert torch.equal(given[0], wanted[0])
     if angles is None:
         assert given[1] is None
@@ -235,10 +233,9 @@ def test_gathering(use, angles, places):
     assert given[2] is None if places is None else torch.equal(given[2], wanted[2])
 
 
-def test_gradients_still_flow(use):
-    use("triton")
+def test_gradients_still_flow():
     hidden = torch.randn(1, 30, 16, device=DEVICE, requires_grad=True)
-    out, _, _ = gather_inputs(torch.tensor([[2, 5]], device=DEVICE), hidden, None, None)
+    out, _, _ = gather_inputs(torch.tensor([[2, 5]], device=DEVICE), hidden, None, None, "triton")
     out.sum().backward()
     assert hidden.grad[0].sum(-1).nonzero().flatten().tolist() == [2, 5]
 

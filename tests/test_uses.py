@@ -1,4 +1,4 @@
-"""Uses that went wrong once: threads, copies, training, quantized caches, drafts, chunks, compiled or wrapped models."""
+"""Uses that went wrong once: threads, copies, training, quantized caches, drafts, chunks, compiled models."""
 
 from __future__ import annotations
 
@@ -127,10 +127,10 @@ def test_rows_of_a_cache_are_picked_repeated_and_cropped(model, layer):
 
 @torch.no_grad()
 def test_a_quantized_cache_decodes_like_a_plain_one(model):
-    pytest.importorskip("optimum.quanto")
+    pytest.importorskip("hqq")
     ids, pixels = prompt(5, 7)
     config = model.config.get_text_config()
-    quantized = QuantizedCache(backend="quanto", config=config, nbits=4, axis_key=0, axis_value=0, q_group_size=8)
+    quantized = QuantizedCache(backend="hqq", config=config, nbits=4, axis_key=1, axis_value=1, q_group_size=8)
     with dart.prune(model, KEEP) as handle:
         first = model(input_ids=ids, pixel_values=pixels, past_key_values=quantized).logits
         kept = handle.last.kept[0].tolist()

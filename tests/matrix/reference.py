@@ -12,8 +12,11 @@ from contextlib import contextmanager
 import torch
 
 
+PREFIX = ("paligemma",)  # the whole prompt is bidirectional: decoding cannot be computed again as one row
+
+
 def kept_rows(inputs, case, kept, added=0):
-    """LongTensor of the positions of a row [1, S] that stay: text, the kept visual tokens, and `added` answer tokens."""
+    """LongTensor of the positions of a row [1, S] that stay: text, kept visual tokens and `added` answer tokens."""
     ids = inputs["input_ids"][0]
     text = ~torch.isin(ids, torch.tensor(case.image_tokens))
     rows = torch.cat([text.nonzero().flatten(), kept.cpu(), len(ids) + torch.arange(added)])
@@ -21,7 +24,9 @@ def kept_rows(inputs, case, kept, added=0):
 
 
 def longer(inputs, case, tokens):
-    """The inputs [1, S] with answer tokens [n] added."""
+    """The inputs [1, S] with answer tokens [n] added; None where tokens of the prompt see what comes after them."""
+    if case.bidirectional and case.types != "mm_token_type_ids" and case.model_type in PREFIX:
+        return None
     result = dict(inputs)
     for name, value in (("input_ids", tokens), ("attention_mask", torch.ones_like(tokens)), (case.types, tokens * 0)):
         if name in result:

@@ -14,7 +14,7 @@ from dart.utils import UserError, write_json, write_text
 from llava.files import read_json
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 Key = tuple[str, str]
 Answers = Sequence[Mapping[str, Any]]

@@ -1,0 +1,178 @@
+"""Families x strategies x attention x caches, each against the unpruned model that may not look at what was dropped."""
+
+from __future__ import annotations
+
+import re
+
+import families
+import pytest
+import torch
+import transformers
+import zoo
+from families import CLOSE, CONFIG, DOCUMENT, SPECIAL
+from reference import kept_rows, longer, reference
+from transformers import DynamicCache, StaticCache
+
+import dart
+
+# One for each kind of decoder: plain; M-RoPE; DeepStack; sliding windows with own angles; linear attention; shared keys.
+KINDS = ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "qwen3_5", "gemma4"]
+STRATEGIES = [name for name in dart.strategies.available() if dart.strategies.get(name).stages(CONFIG, 6)]
+MERGING = {name for name in STRATEGIES if getattr(dart.strategies.get(name), "merges", False)}
+TYPES = [name for name in zoo.names() if ":" not in name]
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    if request.param not in zoo.names():
+        pytest.skip(f"not in transformers {transformers.__version__}")
+    return request.param
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_every_family_is_exact_or_refused_as_documented(name):
+    result = families.result_of(name)
+    row = re.search(rf"^\| {re.escape(name)} \| (exact|refused: .*?) \|", DOCUMENT.read_text(), re.MULTILINE)
+    documented = re.search(r"transformers ([\d.]+)", DOCUMENT.read_text()).group(1)
+    if ":" not in name and documented == transformers.__version__:
+        assert row is not None and (row.group(1) == "exact") == (not result.reason), "docs/families.md is out of date"
+        assert result.reason in row.group(1)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - MERGING))
+def test_every_strategy(kind, strategy, attention):
+    """Prompt and decoding, of one stage or several; what a strategy cannot have here is refused by name."""
+    case = zoo.make(kind, attention)
+    config = dart.DartConfig(keep=0.4, image_pivots=2, text_pivots=2, strategy=strategy)
+    inputs = case.inputs(images=2)
+    stages = {}
+    with torch.no_grad():
+        try:
+            handle = dart.prune(case.model, config)
+        except ValueError as error:
+            assert strategy in str(error)
+            return
+        with handle:
+            try:
+                logits = case.model(**inputs).logits[0]
+            except ValueError as error:
+                assert strategy in str(error) or "tower" in str(error)
+                return
+            whole = handle.last
+            for number, stage in enumerate(handle.last.stages):
+                visual = stage.visual_after[0]
+                stages[stage.layer] = visual
+                assert whole.visual_per_layer[0][stage.layer] == visual, number
+    if len(stages) == 1:
+        rows = kept_rows(inputs, case, whole.kept[0])
+        wanted = reference(case, inputs, {whole.layer: rows})[rows]
+        assert (logits - wanted).abs().max() < CLOSE
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_every_layer(kind, layer, attention):
+    case = zoo.make(kind, attention)
+    config = dart.DartConfig(keep=0.4, image_pivots=2, text_pivots=2, layer=layer)
+    assert families.compare(case, config).difference < CLOSE
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_a_padded_batch_equals_its_rows_alone(kind, attention):
+    case = zoo.make(kind, attention)
+    rows = [case.inputs(text_before=3), case.inputs(images=2, text_before=5, seed=1)]
+    options = {"max_new_tokens": 4, "suppress_tokens": SPECIAL, "output_logits": True, "return_dict_in_generate": True}
+    with dart.prune(case.model, CONFIG):
+        alone = [torch.stack(case.model.generate(**row, **options).logits, 1)[0] for row in rows]
+        both = torch.stack(case.model.generate(**zoo.batch(case, rows), **options).logits, 1)
+    for number, logits in enumerate(alone):
+        assert (both[number] - logits).abs().max() < CLOSE
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+@torch.no_grad()
+def test_a_static_cache_equals_a_dynamic_one(kind, layer):
+    case = zoo.make(kind)
+    inputs, text = case.inputs(), case.model.config.get_text_config()
+    config = dart.DartConfig(keep=0.4, image_pivots=2, text_pivots=2, layer=layer)
+    options = {"max_new_tokens": 6, "suppress_tokens": SPECIAL, "output_logits": True, "return_dict_in_generate": True}
+    with dart.prune(case.model, config):
+        wanted = torch.stack(case.model.generate(**inputs, **options).logits, 1)
+        try:
+            static = StaticCache(config=text, max_cache_len=64)
+        except ValueError as error:
+            pytest.skip(str(error))
+        out = case.model.generate(**inputs, past_key_values=static, disable_compile=True, **options)
+    assert (torch.stack(out.logits, 1) - wanted).abs().max() < CLOSE
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_two_turns_on_one_cache(kind, attention):
+    """The second turn brings an image of its own; nothing of the first one is forgotten or seen again."""
+    case = zoo.make(kind, attention)
+    if kind in ("qwen2_5_vl", "qwen3_vl", "qwen3_5"):
+        pytest.skip("the model itself counts a second turn's M-RoPE positions from the whole conversation's ids")
+    one, two = case.inputs(seed=1), case.inputs(text_before=3, seed=2)
+    cache = DynamicCache(config=case.model.config.get_text_config(decoder=True))
+    with dart.prune(case.model, CONFIG) as handle:
+        case.model(**one, past_key_values=cache)
+        first = handle.last
+        length = one["input_ids"].shape[1]
+        mask = torch.cat([one["attention_mask"], two["attention_mask"]], 1)
+        logits = case.model(**(two | {"attention_mask": mask}), past_key_values=cache).logits[0]
+        kept = torch.cat([first.kept[0], handle.last.kept[0] + length])
+    joined = {
+        name: torch.cat([one[name], two[name]], 1 if one[name].shape[0] == 1 and name in _PER_TOKEN else 0)
+        for name in one
+    }
+    rows = kept_rows(joined, case, kept)
+    wanted = reference(case, joined, {first.layer: rows})[rows][-len(logits) :]
+    assert (logits - wanted).abs().max() < CLOSE
+
+
+_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+@torch.no_grad()
+def test_a_video(kind):
+    case = zoo.make(kind)
+    if case.video is None:
+        pytest.skip("no video in this family")
+    assert families.compare(case, CONFIG, case.video_inputs()).difference < CLOSE
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_training_with_checkpointing(kind, reentrant):
+    """The loss is the reference's over the kept tokens, and checkpointing changes no gradient."""
+    gradients = []
+    for checkpointing in (False, True):
+        case = zoo.make(kind)
+        model, inputs = case.model.train(), case.inputs()
+        labels = torch.where(
+            torch.isin(inputs["input_ids"], torch.tensor(case.image_tokens)), -100, inputs["input_ids"]
+        )
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+            model.enable_input_require_grads()
+        with dart.prune(model, CONFIG) as handle:
+            out = model(**inputs, labels=labels)
+            out.loss.backward()
+        rows = kept_rows(inputs, case, handle.last.kept[0])
+        logits = reference(case, inputs, {handle.last.layer: rows})[rows]
+        wanted = torch.nn.functional.cross_entropy(logits[:-1], labels[0, rows][1:], ignore_index=-100)
+        torch.testing.assert_close(out.loss.detach(), wanted, atol=CLOSE, rtol=0)
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-3)
+
+
+def test_longer_adds_answer_tokens():
+    """The reference's own helper: a row with its answer is one longer row."""
+    case = zoo.make("llava")
+    inputs = case.inputs()
+    whole = longer(inputs, case, torch.tensor([5, 6]))
+    assert whole["input_ids"][0, -2:].tolist() == [5, 6] and whole["attention_mask"].shape == whole["input_ids"].shape
