@@ -17,8 +17,9 @@ OLDEST_STAMP := $(OLDEST)/.installed
 LMMS_STAMP := $(LMMS)/.installed
 
 # What depends on the version of transformers: the engine, the families, and the commands on top of them.
-ENGINE_TESTS := $(addprefix tests/test_,dart_command.py llava_golden.py llava_model.py llava_next.py llava_next_golden.py \
-	more_families.py pruner*.py qwen.py qwen_golden.py qwen_switch.py selection.py static_cache.py)
+ENGINE_TESTS := tests/matrix/test_matrix.py $(addprefix tests/test_,dart_command.py llava_golden.py llava_model.py \
+	llava_next.py llava_next_golden.py methods.py more_families.py pruner*.py properties.py qwen*.py seam.py selection.py \
+	static_cache.py training.py uses.py)
 
 .PHONY: setup setup-lmms lock clean-env demo test test-lmms test-oldest test-newest check bench bench-gpu
 

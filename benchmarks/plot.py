@@ -26,12 +26,12 @@ def check_chart(path: str | None) -> None:
         return
     if not path.endswith(".png"):
         raise ValueError(f"--plot must name a .png file, got {path}")
-    needed("matplotlib", "dev")
+    needed("matplotlib", "plot")
 
 
 def line_chart(path: Path, title: str, x_name: str, y_name: str, curves: Sequence[Curve]) -> None:
     """Write the chart; both axes begin at 0. Raises UserError without matplotlib."""
-    figure = needed("matplotlib.figure", "dev").Figure(INCHES, DOTS_PER_INCH, layout="constrained")
+    figure = needed("matplotlib.figure", "plot").Figure(INCHES, DOTS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     for curve in curves:
         axes.plot(*zip(*curve.points, strict=True), "--" if curve.dashed else "o-", label=curve.name)

@@ -40,11 +40,6 @@ class Conversation:
         """An independent copy."""
         return copy.deepcopy(self)
 
-    @property
-    def stop_string(self) -> str:
-        """The text that ends an answer."""
-        return self.sep2 if self.sep_style in (SeparatorStyle.TWO, SeparatorStyle.LLAMA_2) else self.sep
-
     def get_prompt(self) -> str:
         """The conversation as one string."""
         if self.sep_style is SeparatorStyle.LLAMA_2:

@@ -11,13 +11,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED_MODEL, EMBEDDED_DATA = ROOT / "playground" / "models" / "llava-tiny", ROOT / "playground" / "data" / "mini"
 WEIGHTS = ("config.json", "*.safetensors", "*.bin")
-SAMPLE_BYTES = 1 << 20
+BLOCK_BYTES, BLOCKS = 1 << 20, 64
 
 
 def fingerprint(folder: str | Path | None) -> str | None:
     """A hash that tells checkpoints apart without reading them whole; None for what is no folder.
 
-    It covers the name, the size and both ends of every file of weights, and the config.
+    It covers the names and sizes of the weights' files, their bytes (of large ones, blocks all over them), the config.
     """
     if folder is None or not os.path.isdir(folder):
         return None
@@ -26,9 +26,9 @@ def fingerprint(folder: str | Path | None) -> str | None:
         size = path.stat().st_size
         digest.update(f"{path.relative_to(root)} {size} ".encode())
         with path.open("rb") as file:
-            digest.update(file.read(SAMPLE_BYTES))
-            file.seek(max(0, size - SAMPLE_BYTES))
-            digest.update(file.read())
+            for start in (*range(0, size, max(BLOCK_BYTES, size // BLOCKS)), max(0, size - BLOCK_BYTES)):
+                file.seek(start)
+                digest.update(file.read(BLOCK_BYTES))
     return digest.hexdigest()
 
 

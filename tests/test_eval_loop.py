@@ -272,6 +272,9 @@ def test_another_model_or_question_file_is_not_resumed(data, tmp_path, capsys):
     fewer = tmp_path / "fewer.jsonl"
     fewer.write_text("".join((data / "questions.jsonl").read_text().splitlines(keepends=True)[:-1]))
     assert "questions_sha256" in refused(capsys, data, answers, "--question-file", str(fewer))
+    images = shutil.copytree(data, tmp_path / "images")
+    shutil.copy(images / "1.png", images / "0.png")
+    assert "questions_sha256" in refused(capsys, data, answers, "--image-folder", str(images))
 
 
 def test_questions_without_a_picture_are_batched_apart():

@@ -65,6 +65,12 @@ def assert_recorded_logits(model) -> None:
     torch.testing.assert_close(logits, tensors()["off-sdpa.prefill_last_logits"], atol=TOLERANCE, rtol=0)
 
 
+def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint):
+    (checkpoint / "tokenizer.model").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no tokenizer: expected one of tokenizer\.model"):
+        load(checkpoint)
+
+
 @pytest.mark.parametrize("layout", ["single.bin", "single.safetensors", "sharded.safetensors"])
 def test_layouts(checkpoint, layout):
     tensors_ = weights(checkpoint)

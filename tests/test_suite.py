@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dart.utils import UserError
+from llava import files
 from llava.eval import suite, tasks
 from llava.eval.engine import loop, suite_table
 from llava.eval.suite import Setting, settings_of
@@ -73,6 +74,17 @@ def test_checkpoints_differ_by_content_not_by_name(tmp_path):
         (tmp_path / name / "model.safetensors").write_bytes(content)
     a, b, c = (fingerprint(str(tmp_path / name)) for name in "abc")
     assert a == b != c
+
+
+def test_weights_that_changed_within_a_file_are_another_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK_BYTES", 4)
+    weights, told = bytearray(1000), set()
+    for place in (None, 496, 999):  # 496 lies in a block, 999 in the last one
+        if place is not None:
+            weights[place] = 1
+        (tmp_path / "model.safetensors").write_bytes(weights)
+        told.add(fingerprint(tmp_path))
+    assert len(told) == 3
 
 
 @pytest.fixture(scope="module")

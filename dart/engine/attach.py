@@ -270,6 +270,8 @@ class PruneHandle:
         layout, mask = layout_of(own), kwargs.get("attention_mask")
         if layout is None or not is_static(cache) or mask is None:
             return None
+        if mask.shape[-1] < own.full_length:
+            raise ValueError("a compiled step on a static cache with sliding windows cannot be pruned: do not compile it")
         columns = layout.columns(*stored_tokens(own))
         return args, {**kwargs, "attention_mask": gather_mask(mask, None, columns, 1, 0, False, False)}
 

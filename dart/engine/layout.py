@@ -163,7 +163,7 @@ def claim(cache: Any, slot: int) -> Any:
     pruned.is_sliding, pruned.layout = sliding, None
     pruned.leads = all(bool(getattr(each, "is_sliding", False)) != sliding for each in earlier)
     if static:
-        pruned.full_length = pruned.max_cache_len
+        pruned.full_length = _full_length(cache)
     cache.layers[slot] = pruned
     return pruned
 
@@ -183,6 +183,15 @@ def fit(layer: Any, dropped: int) -> None:
     layer.max_cache_len, layer.is_initialized = needed, False
     layer.keys = layer.values = None
     layer.cumulative_length = torch.zeros_like(layer.cumulative_length)
+
+
+def _full_length(cache: Any) -> int:
+    """The length that a static cache was asked for. Raises ValueError where all of its layers are windows."""
+    whole = [each for each in cache.layers if isinstance(each, StaticLayer) and not each.is_sliding]
+    lengths = [int(getattr(each, "full_length", each.max_cache_len)) for each in whole]
+    if not lengths:
+        raise ValueError("dart cannot prune into a static cache whose layers are all sliding windows: use a DynamicCache")
+    return max(lengths)
 
 
 def mask_offsets(cache: Any, query_length: int) -> dict[bool, Any]:

@@ -17,39 +17,10 @@ SYSTEM = (
 VOCAB_SIZE = 640
 FIRST_WORDS = ("What", "Is", "How", "Answer", "what", "does")
 WORDS = (
-    *COLORS,
-    *KINDS,
-    *COUNT_WORDS,
-    "Yes",
-    "No",
-    *[
-        "shapes",
-        "shape",
-        "many",
-        "are",
-        "there",
-        "in",
-        "the",
-        "image",
-        "on",
-        "left",
-        "right",
-        "side",
-        "number",
-        "color",
-        "of",
-        "is",
-        "a",
-        "not",
-        "no",
-        "contain",
-        "present",
-        "Please",
-        "answer",
-        "yes",
-    ],
-)
-PREFIX_TOKENS = 35  # as with Llama's own tokenizer, which splits these two words
+    *COLORS, *KINDS, *COUNT_WORDS, "Yes", "No", "shapes", "shape", "many", "are", "there", "in", "the", "image", "on",
+    "left", "right", "side", "number", "color", "of", "is", "a", "not", "no", "contain", "present", "Please", "answer",
+    "yes",
+)  # fmt: skip
 SPLITS = ("ER", "ious")  # US|ER, cur|ious
 
 

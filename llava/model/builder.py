@@ -21,6 +21,7 @@ from llava.model.multimodal_encoder.builder import resolve_tower
 
 DEFAULT_CONTEXT = 2048
 TOWER_PREFIX = "model.vision_tower."
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
 PROJECTOR_FILE = "mm_projector.bin"
 ADAPTER_FILE = "adapter_config.json"
 NON_LORA_FILE = "non_lora_trainables.bin"
@@ -54,6 +55,7 @@ def load_pretrained_model(
     folder = _checked_folder(model_path)
     base = _checked_folder(model_base) if model_base else folder
     _check_lora(folder, model_base)
+    _check_tokenizer(base)
     config = _config(folder)
     if getattr(config, "mm_vision_tower", None) is None:
         raise ValueError(f"{model_path}/config.json has no mm_vision_tower: expected an original LLaVA checkpoint")
@@ -66,12 +68,18 @@ def load_pretrained_model(
         model.to(device)
     tower_path = resolve_tower(config.mm_vision_tower, folder)
     _load_tower(model, tower_path, dtype)
-    tokenizer = _load_tokenizer(base if model_base else folder, model)
+    tokenizer = _load_tokenizer(base, model)
     image_processor = CLIPImageProcessorPil.from_pretrained(tower_path)
     model.eval()
     # Old checkpoints store a max_length that would compete with max_new_tokens.
     model.generation_config.max_length = None
     return tokenizer, model, image_processor, getattr(config, "max_sequence_length", DEFAULT_CONTEXT)
+
+
+def _check_tokenizer(folder: str) -> None:
+    """Without its files AutoTokenizer makes up an empty vocabulary, and every question is lost."""
+    if not any(os.path.isfile(os.path.join(folder, name)) for name in TOKENIZER_FILES):
+        raise FileNotFoundError(f"{folder} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}")
 
 
 def _check_lora(folder: str, base: str | None) -> None:

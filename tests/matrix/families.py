@@ -23,11 +23,11 @@ STEPS = 4
 CLOSE = 1e-3  # float32 logits of a few units, through as many as 14 layers
 HEAD = """# Families
 
-Made by `python tests/matrix/families.py`, from tiny random models of every model type that transformers {version} maps to
-image-text-to-text. *Exact*: the logits of a pruned prompt with two images, and of {steps} tokens decoded after it, are those of
-the unpruned model whose layers from K on may not look at the dropped tokens (largest difference of float32 logits). A test
-holds this table and the code together. A family needs no file of its own for this; where one differs, it has a short file in
-[dart/families](../dart/families).
+Made by `python tests/matrix/families.py`, from tiny random models of every model type that transformers {version}
+maps to image-text-to-text. *Exact*: the logits of a pruned prompt with two images, and of {steps} tokens decoded after
+it, are those of the unpruned model whose layers from K on may not look at the dropped tokens (largest difference of
+float32 logits). A test holds this table and the code together. A family needs no file of its own for this; where one
+differs, it has a short file in [dart/families](../dart/families).
 
 {exact} of {all} model types are exact, {refused} are refused with their reason before anything is computed.
 
@@ -38,7 +38,7 @@ holds this table and the code together. A family needs no file of its own for th
 
 @dataclass
 class Result:
-    """reason: why dart refuses the family (empty: exact); layer: K; difference: to the reference, None: not compared."""
+    """reason: why dart refuses the family (empty: exact); layer: K; difference: to the reference."""
 
     reason: str = ""
     layer: int = 0

@@ -8,14 +8,17 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 from dart.utils import UserError, write_json, write_text
 from llava.files import read_json
 
+<<<<<<< HEAD
 if TYPE_CHECKING:
     from typing import Self
 
+=======
+>>>>>>> house
 Key = tuple[str, str]
 Answers = Sequence[Mapping[str, Any]]
 

@@ -86,12 +86,15 @@ def open_questions(examples: Sequence[Example], done: Counter[Key]) -> list[Exam
 
 
 def digest_of(examples: Sequence[Example]) -> str:
-    """A hash of the questions and of their images' names (or contents, of images that have none)."""
+    """A hash of the questions and of their images' names and sizes (or contents, of images that are no files)."""
     digest = hashlib.sha256()
     for example in examples:
         image = example.image
-        name = image.name if isinstance(image, Path) else image and hashlib.sha256(image).hexdigest()
-        digest.update(repr((example.question_id, example.text, example.prompt, name)).encode())
+        if isinstance(image, Path):
+            shown: Any = (image.name, image.stat().st_size if image.is_file() else None)
+        else:
+            shown = image and hashlib.sha256(image).hexdigest()
+        digest.update(repr((example.question_id, example.text, example.prompt, shown)).encode())
     return digest.hexdigest()
 
 
