@@ -13,12 +13,6 @@ from typing import Any, Self
 from dart.utils import UserError, write_json, write_text
 from llava.files import read_json
 
-<<<<<<< HEAD
-if TYPE_CHECKING:
-    from typing import Self
-
-=======
->>>>>>> house
 Key = tuple[str, str]
 Answers = Sequence[Mapping[str, Any]]
 
