@@ -20,6 +20,7 @@ import dart
 from dart.cli import loading, main, messages
 from dart.cli.loading import load
 from dart.media import MAX_SIDE, Video, read_image, read_video, spaced
+from dart.utils import UserError
 from dart.viz import NEWLINE, View, draw_views, kept_cells
 from llava.eval.engine.prompts import build_prompt
 from scripts import convert_llava_to_hf
@@ -224,7 +225,7 @@ def test_views_of_every_layout(family, grids, tmp_path):
     cases = ([tall], []), ([tall, wide], []), ([], [film(4, 4, 2.0)])
     for (images, videos), wanted in zip(cases, grids, strict=True):
         if wanted is None:
-            with pytest.raises(dart.utils.UserError, match="take no videos"):
+            with pytest.raises(UserError, match="take no videos"):
                 prompt_of(tmp_path, images, videos)
             continue
         loaded, prompt = prompt_of(tmp_path, images, videos)
