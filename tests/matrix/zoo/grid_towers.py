@@ -51,7 +51,7 @@ def kimi_k25(name, attention):
     def averaged(number, generator):
         """The frames of a video are averaged: 4 x 4 patches give 4 tokens."""
         one = shaped(frames, SQUARE)(number, generator)
-        one.ids = [VIDEO] * 4
+        one.ids = [VIDEO] * 12
         return one
 
     latent = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8}
