@@ -43,15 +43,17 @@ def gather_mask(
         return _block_mask(mask, rows, columns)
     if mask is None:
         return _fresh_mask(torch.where(rows < 0, rows, rows + past), columns)
-    empty = columns < 0
+    # A window's mask in front of a static layer may end before the slots that are still free.
+    empty = (columns < 0) | (columns >= mask.shape[-1])
+    columns = columns.masked_fill(empty, 0)
     if mask.ndim == 2:
-        return mask.expand(len(columns), -1).gather(1, columns.clamp_min(0)).masked_fill(empty, 0)
+        return mask.expand(len(columns), -1).gather(1, columns).masked_fill(empty, 0)
     size, n, m = len(rows), rows.shape[1], columns.shape[1]
     base = mask.expand(size, *mask.shape[1:])
     heads = base.shape[1]
     if rows.shape[1] != base.shape[2] or length > 1:
         base = base.gather(2, rows.clamp_min(0)[:, None, :, None].expand(size, heads, n, base.shape[3]))
-    base = base.gather(3, columns.clamp_min(0)[:, None, None, :].expand(size, heads, n, m))
+    base = base.gather(3, columns[:, None, None, :].expand(size, heads, n, m))
     blocked: Any = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
     base = base.masked_fill(empty[:, None, None, :], blocked)
     if padded:

@@ -75,6 +75,10 @@ def test_every_strategy(kind, strategy, attention):
 def test_every_layer(kind, layer, attention):
     case = zoo.make(kind, attention)
     config = dart.DartConfig(keep=0.4, image_pivots=2, text_pivots=2, layer=layer)
+    if kind == "gemma4" and layer == 3:
+        with pytest.raises(ValueError, match="layer 4 reads the keys of layer 2"):
+            dart.prune(case.model, config)
+        return
     assert families.compare(case, config).difference < CLOSE
 
 
@@ -123,7 +127,10 @@ def test_two_turns_on_one_cache(kind, attention):
         yield
         yield case.model(**(two | {"attention_mask": joined["attention_mask"]}), past_key_values=cache).logits[0]
 
-    _, plain = talk()
+    try:
+        _, plain = talk()
+    except RuntimeError as error:
+        pytest.skip(f"the unpruned model cannot take a second turn like this: {error}")
     if (plain - case.model(**joined).logits[0, length:]).abs().max() > CLOSE:
         pytest.skip("the unpruned model itself takes a second turn otherwise than one conversation")
     with dart.prune(case.model, CONFIG) as handle:
