@@ -260,7 +260,9 @@ class PruneHandle:
         hidden, others = got
         if layer.cache in kwargs and changed is not None:
             others[layer.cache] = changed[1][layer.cache]
-        return (hidden,), others
+        # What came by position goes by position: reentrant checkpointing detaches these alone.
+        places = surface.positional(module, len(args))[1:]
+        return (hidden, *(others.pop(name) for name in places)), others
 
     def _before_compiled_layer(self, number: int, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """A traced step: the mask's columns that the layer's slots hold, from the cache's own tensors alone."""

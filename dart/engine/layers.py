@@ -56,6 +56,11 @@ def bound(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, A
     return {**arguments, **arguments.pop("kwargs", {})}
 
 
+def positional(module: nn.Module, count: int) -> list[str]:
+    """The names of the first `count` arguments of `module.forward`."""
+    return list(inspect.signature(module.forward).parameters)[:count]
+
+
 def attention_of(layer: nn.Module) -> nn.Module | None:
     """The layer's softmax attention; None for layers of another kind (linear attention, convolutions, Mamba)."""
     for name, child in layer.named_children():

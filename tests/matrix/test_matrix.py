@@ -155,35 +155,44 @@ def test_a_video(kind):
     assert families.compare(case, CONFIG, case.video_inputs()).difference < CLOSE
 
 
+def gradients_of(case, inputs, labels, checkpointing=None):
+    """(loss, gradients by name) of one training step; checkpointing: None, or whether it is the reentrant kind."""
+    model = case.model.train()
+    model.zero_grad()
+    if checkpointing is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
+        model.enable_input_require_grads()
+    loss = model(**inputs, labels=labels).loss
+    loss.backward()
+    model.gradient_checkpointing_disable()
+    model.eval()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def apart(one, other):
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_training_with_checkpointing(kind, reentrant):
     """The loss is the reference's over the kept tokens, and checkpointing changes no gradient."""
-    gradients = []
-    for checkpointing in (False, True):
-        case = zoo.make(kind)
-        model, inputs = case.model.train(), case.inputs()
-        labels = torch.where(
-            torch.isin(inputs["input_ids"], torch.tensor(case.image_tokens)), -100, inputs["input_ids"]
-        )
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-            model.enable_input_require_grads()
-        try:
-            model(**inputs, labels=labels).loss.backward()
-        except RuntimeError as error:
-            pytest.skip(f"the unpruned model cannot be trained like this: {error}")
-        model.zero_grad()
-        with dart.prune(model, CONFIG) as handle:
-            out = model(**inputs, labels=labels)
-            out.loss.backward()
-        rows = kept_rows(inputs, case, handle.last.kept[0])
-        logits = reference(case, inputs, {handle.last.layer: rows})[rows]
-        wanted = torch.nn.functional.cross_entropy(logits[:-1], labels[0, rows][1:], ignore_index=-100)
-        torch.testing.assert_close(out.loss.detach(), wanted, atol=CLOSE, rtol=0)
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-3)
+    case = zoo.make(kind)
+    inputs = case.inputs()
+    ids = inputs["input_ids"]
+    labels = torch.where(torch.isin(ids, torch.tensor(case.image_tokens)), -100, ids)
+    with dart.prune(case.model, CONFIG) as handle:
+        loss, plain = gradients_of(case, inputs, labels)
+        _, checkpointed = gradients_of(case, inputs, labels, reentrant)
+    rows = kept_rows(inputs, case, handle.last.kept[0])
+    logits = reference(case, inputs, {handle.last.layer: rows})[rows]
+    wanted = torch.nn.functional.cross_entropy(logits[:-1], labels[0, rows][1:], ignore_index=-100)
+    torch.testing.assert_close(loss, wanted, atol=CLOSE, rtol=0)
+    difference = apart(plain, checkpointed)
+    unpruned = apart(gradients_of(case, inputs, labels)[1], gradients_of(case, inputs, labels, reentrant)[1])
+    if unpruned > CLOSE:  # Gemma 4's shared keys are outside reentrant checkpoints
+        pytest.skip("checkpointing changes the gradients of the unpruned model, too")
+    assert difference < CLOSE
 
 
 def test_longer_adds_answer_tokens():
