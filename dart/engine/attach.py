@@ -6,6 +6,7 @@ A handle knows the model and the settings, and nothing of any forward: that is `
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dart import strategies
 from dart.config import DartConfig
 from dart.engine import layers as surface
+from dart.engine.budgets import check_budget
 from dart.engine.forward import CURRENT, FINISHED, SAVED, Forward, current, prompt_of
 from dart.engine.host import HostCopy
 from dart.engine.layers import Recorder
@@ -26,10 +29,12 @@ from dart.engine.tower import Tower
 from dart.families import family_of
 from dart.families.base import runs_of
 from dart.report import PruneReport
+from dart.strategies.base import Stage
 
 logger = logging.getLogger(__name__)
 ATTACHED = "_dart_handle"
 OF_ATTENTION = frozenset({"keys", "values", "attention"})
+NEXT = "next_attention"
 
 
 def unwrapped(model: Any) -> Any:
@@ -64,9 +69,11 @@ class PruneHandle:
             raise ValueError("this model is pruned already: remove the first handle before calling dart.prune again")
         self.layers = surface.read_layers(self.decoder)
         self.norm = self.family.final_norm(self.decoder)
+        self.strategy = strategies.get(config.strategy)
         self.config, self.selectors = self._placed(config)
+        self.stages = self.selectors[0].stages if self.selectors else ()
+        self.needs = self.strategy.needed(config)
         self.tower = Tower(self)
-        self.tower_signals = self.tower.needed
         self.last: PruneReport | None = None
         self._hooks: list[Any] = []
         self._attach()
@@ -89,6 +96,10 @@ class PruneHandle:
         surface.forget_compiled(self.outer)
         surface.forget_compiled(self.model)
 
+    def prepare(self, images: Iterable[Any]) -> list[Any]:
+        """The PIL images as the strategy wants them, to be given to the processor; most strategies change nothing."""
+        return [self.strategy.pixels(image, self.config) for image in images]
+
     @property
     def attached(self) -> bool:
         return bool(self._hooks)
@@ -100,11 +111,13 @@ class PruneHandle:
     def _placed(self, config: DartConfig) -> tuple[DartConfig, list[Any]]:
         """The config and the strategy's stages, none of them earlier than the model and the signals allow."""
         selectors = selector(config, len(self.layers))
-        needs = selectors[0].strategy.needs
-        stages = []
-        for stage in selectors[0].stages:
+        needs = self.strategy.needed(config)
+        stages: list[Stage] = []
+        for stage in selectors[0].stages if selectors else ():
             layer = max(stage.layer, self.family.earliest_layer(self.model))
             while needs & OF_ATTENTION and 0 < layer <= len(self.layers) and self.layers[layer - 1].recurrent:
+                layer += 1
+            while NEXT in needs and layer < len(self.layers) and self.layers[layer].recurrent:
                 layer += 1
             if layer != stage.layer:
                 logger.warning(
@@ -127,14 +140,16 @@ class PruneHandle:
                         f"pruned at layer {layer}, choose one up to {each.slot}"
                     )
             stages.append(replace(stage, layer=layer))
+        check_budget(config, tuple(stages), len(self.layers))
         placed = [replace(each, stages=tuple(stages)) for each in selectors]
         if len(stages) == 1:
             config = replace(config, layer=stages[0].layer)
         return config, placed
 
     def _attach(self) -> None:
-        first, count = self.selectors[0].stages[0].layer, len(self.layers)
-        if first >= count:
+        count = len(self.layers)
+        first = self.stages[0].layer if self.stages else None
+        if first is not None and first >= count:
             logger.warning("layer=%d but the model has %d decoder layers: nothing will be pruned", first, count)
             return
         if surface.forget_compiled(self.outer) or surface.forget_compiled(self.model):
@@ -148,12 +163,11 @@ class PruneHandle:
             self._hook(module.register_forward_pre_hook(self._enter, **on))
         self._hook(self.decoder.register_forward_pre_hook(self._enter_decoder, **on))
         self.tower.attach(self._hook)
-        needs, raw = self.selectors[0].strategy.needs, self.decoder.layers
-        stages = [stage.layer for stage in self.selectors[0].stages]
-        for number in range(max(first - 1, 0), count):
+        raw, stages = self.decoder.layers, [stage.layer for stage in self.stages]
+        for number in range(count if first is None else max(first - 1, 0), count):
             self._hook(raw[number].register_forward_pre_hook(partial(self._before_layer, number), **on))
             attention = self.layers[number].attention
-            if number + 1 in stages and needs & OF_ATTENTION and attention is not None:
+            if number + 1 in stages and self.needs & OF_ATTENTION and attention is not None:
                 self._hook(attention.register_forward_pre_hook(partial(self._before_attention, number), **on))
         for module in [*entries[::-1], self.decoder]:
             self._hook(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
@@ -184,7 +198,7 @@ class PruneHandle:
         return self._traced(partial(self._before_layer_now, number), module, args, kwargs)
 
     def _before_attention(self, number: int, module: nn.Module, args: tuple, kwargs: dict) -> Any:
-        if torch.compiler.is_compiling() and "attention" not in self.selectors[0].strategy.needs:
+        if torch.compiler.is_compiling() and "attention" not in self.needs:
             return None  # the layer's hook has handed it a recorder
         return self._traced(partial(self._before_attention_now, number), module, args, kwargs)
 
@@ -230,6 +244,8 @@ class PruneHandle:
         arguments = surface.bound(module, args, kwargs)
         forward.look(arguments)
         forward.enter_decoder(arguments)
+        if not self.stages:
+            forward.count_visual()
         if surface.HOOKS_RUN_AGAIN and surface.checkpoints(self.decoder.layers[0]):
             return args, {**kwargs, SAVED: forward}
         return None
@@ -248,9 +264,9 @@ class PruneHandle:
             )
         arguments = surface.bound(module, args, kwargs)
         hidden = arguments["hidden_states"]
-        for stage, place in enumerate(self.selectors[0].stages):
+        for stage, place in enumerate(self.stages):
             if place.layer == number:
-                forward.select(stage, number, hidden)
+                forward.select(stage, number, hidden, arguments)
             elif place.layer == number + 1 and forward.wants(stage):
                 changed = self._record(forward, number, module, args, kwargs) or changed
         others = {name: value for name, value in arguments.items() if name != "hidden_states"}
@@ -279,11 +295,10 @@ class PruneHandle:
 
     def _record(self, forward: Forward, number: int, module: Any, args: tuple, kwargs: dict) -> tuple | None:
         """Before the last layer in front of a stage: remember what its strategy will ask for."""
-        needs = self.selectors[0].strategy.needs
-        if "previous" in needs:
+        if "previous" in self.needs:
             forward.states[number] = surface.bound(module, args, kwargs)["hidden_states"].detach()
         # A checkpointed layer takes its cache away from its attention, which gets the recorder itself then.
-        if not needs & {"keys", "values", "attention"} or surface.checkpoints(module):
+        if not self.needs & OF_ATTENTION or surface.checkpoints(module):
             return None
         name = self.layers[number].cache
         forward.recorders[number] = Recorder(kwargs.get(name))
@@ -293,11 +308,11 @@ class PruneHandle:
         self, number: int, module: nn.Module, args: tuple, kwargs: dict
     ) -> tuple[tuple, dict] | None:
         forward = current(self)
-        stage = [place.layer for place in self.selectors[0].stages].index(number + 1)
+        stage = [place.layer for place in self.stages].index(number + 1)
         if forward is None or not forward.wants(stage):
             return None
         arguments = surface.bound(module, args, kwargs)
-        if "attention" in self.selectors[0].strategy.needs:
+        if "attention" in self.needs:
             forward.given[number] = arguments
         if number in forward.recorders:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dart.config import DartConfig
 from dart.strategies.base import Stage
 
+DIGITS = 9  # to which tokens are counted, so that 15.999999999999998 are 16
 HALVINGS = 60  # of the interval in which the common factor of several stages is looked for
 
 
@@ -23,6 +24,27 @@ def group_budgets(config: DartConfig, sizes: list[int]) -> list[float]:
     return [float(count) for count in whole]
 
 
+def check_budget(config: DartConfig, stages: tuple[Stage, ...], layers: int) -> None:
+    """Raises ValueError for a budget that no image can be given."""
+    if not stages or not 0 < stages[0].layer < layers:
+        return
+    if config.budget_kind == "pre-llm":
+        raise ValueError(
+            f"budget_kind='pre-llm' counts what enters the LLM, but strategy {config.strategy!r} drops tokens at layer "
+            f"{stages[0].layer}: choose layer=0 or another budget_kind"
+        )
+    share = None if isinstance(config.keep, int) else config.budget(1)
+    if config.budget_kind == "mean-over-layers" and share is not None and share < stages[0].layer / layers:
+        raise _unreachable(f"{share:g} of the", stages[0].layer, layers, f"{stages[0].layer / layers:g} of them")
+
+
+def _unreachable(asked: str, first: int, layers: int, smallest: str) -> ValueError:
+    return ValueError(
+        f"a mean of {asked} visual tokens over {layers} layers cannot be reached: layers 0 to {first - 1} keep all of "
+        f"them; the smallest mean is {smallest}"
+    )
+
+
 def stage_budget(
     config: DartConfig, stages: tuple[Stage, ...], index: int, size: int, asked: float, layers: int
 ) -> float:
@@ -34,25 +56,17 @@ def stage_budget(
     if asked >= size:
         return float(size)
     fractions = [1.0 if stage.fraction is None else stage.fraction for stage in stages]
-    if config.budget_kind == "pre-llm" and stages[0].layer > 0:
-        raise ValueError(
-            f"budget_kind='pre-llm' counts what enters the LLM, but strategy {config.strategy!r} drops tokens at layer "
-            f"{stages[0].layer}: choose layer=0 or another budget_kind"
-        )
     if config.budget_kind != "mean-over-layers":
         last = fractions[0 if config.budget_kind == "pre-llm" else -1]
-        return min(float(size), asked / last * fractions[index]) if last else asked
+        return min(float(size), round(asked / last * fractions[index], DIGITS)) if last else asked
     smallest = size * stages[0].layer / layers
     if asked < smallest:
-        raise ValueError(
-            f"a mean of {asked:g} of {size} visual tokens over {layers} layers cannot be reached: layers 0 to "
-            f"{stages[0].layer - 1} keep all of them; the smallest mean is {smallest:g}"
-        )
+        raise _unreachable(f"{asked:g} of {size}", stages[0].layer, layers, f"{smallest:g}")
     low, high = 0.0, 1.0 / min(fraction for fraction in fractions if fraction > 0)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if _mean(stages, fractions, middle, size, layers) <= asked else (low, middle)
-    return min(float(size), low * fractions[index] * size)
+    return min(float(size), round(low * fractions[index] * size, DIGITS))
 
 
 def _mean(stages: tuple[Stage, ...], fractions: list[float], factor: float, size: int, layers: int) -> float:

@@ -6,6 +6,7 @@ layer that is computed again in the backward pass gets its `Forward` back from t
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,23 +40,25 @@ class Prompt:
     """What a call of `generate` asks: tokens from `length` on are answers or drafts, and never pruned.
 
     chunked: the prompt comes in several forwards; visual: its visual spans, for models whose `generate` merges images
-    into embeddings before any forward. spans, kept: what the first forward without a cache decided, for the
-    next ones, which are given the prompt and the answer so far.
+    into embeddings before any forward; tower: what `dart.engine.tower` captured then. spans, kept: what the first
+    forward without a cache decided, for the next ones, which are given the prompt and the answer so far.
     """
 
     length: int
     chunked: bool = False
     visual: HostCopy | None = None
+    tower: dict[str, Any] = field(default_factory=dict)
     spans: np.ndarray | None = None
     kept: dict[int, Kept] = field(default_factory=dict)
 
 
 @contextmanager
-def prompt_of(length: int, chunked: bool = False, visual: HostCopy | None = None) -> Iterator[None]:
+def prompt_of(length: int, chunked: bool = False, visual: HostCopy | None = None) -> Iterator[Prompt]:
     """Forwards in here belong to one `generate` for a prompt of `length` tokens, images and cached ones counted."""
-    token = PROMPT.set(Prompt(length, chunked, visual))
+    prompt = Prompt(length, chunked, visual)
+    token = PROMPT.set(prompt)
     try:
-        yield
+        yield prompt
     finally:
         PROMPT.reset(token)
 
@@ -91,7 +94,8 @@ class Forward:
         self.recorders: dict[int, Recorder] = {}
         self.given: dict[int, dict[str, Any]] = {}  # to attentions, by layer
         self.states: dict[int, torch.Tensor] = {}  # hidden states before layers, for strategies that compare them
-        self.tower: dict[str, Any] = {}
+        self.inputs: dict[str, Any] = {}  # of the module that knew the visual tokens
+        self.tower: dict[str, Any] = {}  # see `dart.engine.tower`
         self.report: PruneReport | None = None
         self._past: HostCopy | int = 0
         self._offsets: dict[bool, Any] = {}
@@ -108,7 +112,7 @@ class Forward:
             spans = self.handle.family.visual_span_ids(self.handle.model, arguments)
             if spans is not None:
                 self.spans = HostCopy(spans)
-                self.tower["arguments"] = arguments
+                self.inputs = arguments if self.handle.tower.needed else {}
         mask = arguments.get("attention_mask")
         if self.valid is None and self.spans is not None:
             if isinstance(mask, dict):
@@ -155,12 +159,22 @@ class Forward:
         """Will this stage select in this forward?"""
         return self.spans is not None and self.length > 1 and self._decided < stage
 
-    def select(self, stage: int, layer: int, hidden: torch.Tensor) -> None:
-        """Decide what stays from decoder layer `layer` on; `hidden` [B, S', D] goes into that layer."""
+    def visual_spans(self) -> np.ndarray:
+        """int [B, S] of this forward's tokens: 0 = text, k = the k-th visual span of the prompt."""
+        return self._prompt_spans(self.spans.numpy()[:, -self.length :])  # type: ignore[union-attr]
+
+    def count_visual(self) -> None:
+        """The report of a forward that drops nothing."""
+        if self.wants(0) and (spans := self.visual_spans()).any():
+            self._decided = 0
+            self._report(spans, len(self.handle.layers), 0.0)
+
+    def select(self, stage: int, layer: int, hidden: torch.Tensor, arguments: dict[str, Any]) -> None:
+        """Decide what stays from decoder layer `layer` on; `hidden` [B, S', D] and `arguments` go into that layer."""
         if not self.wants(stage):
             return
         self._decided = stage
-        spans = self._prompt_spans(self.spans.numpy()[:, -self.length :])  # type: ignore[union-attr]
+        spans = self.visual_spans()
         if not spans.any():
             return
         began = time.perf_counter()
@@ -171,7 +185,7 @@ class Forward:
                 "remove the handle"
             )
         known = self._known(stage, spans)
-        kept = known if known is not None else self._select(stage, layer, hidden, spans)
+        kept = known if known is not None else self._select(stage, layer, hidden, arguments, spans)
         if kept is not None and self.prompt is not None and known is None:
             self.prompt.kept[stage] = kept
         if kept is not None:
@@ -198,7 +212,9 @@ class Forward:
         added = torch.arange(begin, begin + count, device=kept.rows.device).expand(len(kept.rows), -1)
         return Kept(torch.cat([kept.rows, added], 1), [width + count for width in kept.widths], kept.merges)
 
-    def _select(self, stage: int, layer: int, hidden: torch.Tensor, spans: np.ndarray) -> Kept | None:
+    def _select(
+        self, stage: int, layer: int, hidden: torch.Tensor, arguments: dict[str, Any], spans: np.ndarray
+    ) -> Kept | None:
         selector = self.handle.selectors[stage]
         valid, stays = self._valid(spans), None
         sizes = [{int(k): int((row == k).sum()) for k in np.unique(row) if k} for row in spans]
@@ -209,14 +225,14 @@ class Forward:
             valid = stays & np.take_along_axis(valid, places, 1)
         recorded = self.recorders.pop(layer - 1, None)
         keys: Any = hidden[:, None] if recorded is None else recorded.keys
-        if keys is None or (layer and recorded is None and selector.strategy.needs & {"keys", "values"}):
+        if keys is None or (layer and recorded is None and self.handle.needs & {"keys", "values"}):
             raise ValueError(
                 f"layer {layer - 1} gave its cache no keys: strategy {self.handle.config.strategy!r} needs them"
             )
         batch = selector.batch(hidden, self.handle.norm if layer else None, keys, spans, valid, sizes, stays)
         if not any(batch.groups):
             return None
-        return selector.run(batch, self._signals(layer, batch, recorded, valid, spans))
+        return selector.run(batch, self._signals(layer, batch, recorded, valid, arguments))
 
     def _valid(self, spans: np.ndarray) -> np.ndarray:
         """bool [B, S]: what is neither padding nor an answer or a draft."""
@@ -230,11 +246,16 @@ class Forward:
         return valid
 
     def _signals(
-        self, layer: int, batch: Batch, recorded: Recorder | None, valid: np.ndarray, spans: np.ndarray
+        self, layer: int, batch: Batch, recorded: Recorder | None, valid: np.ndarray, arguments: dict[str, Any]
     ) -> list[Signals]:
         """Of every sample, what the strategy named in `needs`."""
         handle = self.handle
-        needs = handle.selectors[0].strategy.needs
+        needs, following = handle.needs, self._following(layer, batch.hidden, arguments)
+        before = self.given.get(layer - 1, {})
+        if "attention" in needs and (not before or recorded is None or recorded.keys is None):
+            raise ValueError(
+                f"strategy {handle.config.strategy!r} needs attention rows, which layer {layer - 1} cannot give"
+            )
         given: list[dict[str, Any]] = [{} for _ in batch.hidden]
         values = batch.keys if recorded is None else recorded.values
         for row, own in enumerate(given):
@@ -245,11 +266,37 @@ class Forward:
             if "embeddings" in needs:
                 own["embeddings"] = self._embeddings()[row]
             if "attention" in needs:
-                own["attention"] = self._attention(layer - 1, row, recorded, valid[row])
-        for name in needs & handle.tower_signals:
-            for own, signal in zip(given, handle.tower(name, self, spans), strict=True):
-                own[name] = signal
-        return [Signals(states, batch.norm, own) for states, own in zip(batch.hidden, given, strict=True)]
+                own["attention"] = self._attention(layer - 1, row, before, recorded or Recorder(None), valid[row])
+            if following is not None:
+                own["next_attention"] = self._attention(layer, row, following, Recorder(None), valid[row])
+        for name in handle.tower.needed:
+            signal = handle.tower(name, self, batch.hidden.device)
+            signal = signal if not self.kept else gather_tokens(signal, self.kept[-1].rows, 1 - signal.ndim)
+            for own, values in zip(given, signal, strict=True):
+                own[name] = values
+        return [
+            Signals(states, batch.norm, own, handle.config.strategy)
+            for states, own in zip(batch.hidden, given, strict=True)
+        ]
+
+    def _following(self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any]) -> dict[str, Any] | None:
+        """What the attention of `layer` would be given if nothing were dropped before it; None: nobody asks."""
+        if "next_attention" not in self.handle.needs:
+            return None
+        module, attention = self.handle.decoder.layers[layer], self.handle.layers[layer].attention
+        norm = getattr(module, "input_layernorm", None)
+        if norm is None or attention is None or self.handle.layers[layer].shares:
+            raise ValueError(
+                f"strategy {self.handle.config.strategy!r} needs the attention of layer {layer} before it runs, which "
+                f"{type(module).__name__} cannot give: no `input_layernorm`, or no keys of its own"
+            )
+        with torch.no_grad():
+            given = {"hidden_states": norm(hidden)}
+        for name, value in arguments.items():
+            if name in inspect.signature(attention.forward).parameters and name not in given:
+                left = self.kept and name != "attention_mask"
+                given[name] = gather_argument(name, value, self.kept[-1].rows, self.length, False) if left else value
+        return given
 
     def _embeddings(self) -> torch.Tensor:
         """[B, S', D], of the tokens that are left."""
@@ -257,13 +304,8 @@ class Forward:
             raise ValueError("the decoder was given no embeddings: the signal 'embeddings' cannot be had")
         return self.embeddings if not self.kept else gather_tokens(self.embeddings, self.kept[-1].rows, -2)
 
-    def _attention(self, number: int, row: int, recorded: Recorder | None, valid: np.ndarray) -> Any:
-        """`attention_rows` of one sample at the layer `number`."""
-        handle, given = self.handle, self.given.get(number)
-        if recorded is None or recorded.keys is None or recorded.values is None or given is None:
-            raise ValueError(
-                f"strategy {handle.config.strategy!r} needs attention rows, which layer {number} cannot give"
-            )
+    def _attention(self, number: int, row: int, given: dict[str, Any], recorded: Recorder, valid: np.ndarray) -> Any:
+        """`attention_rows` of one sample at the layer `number`. recorded: empty where the layer has not run yet."""
 
         def sample(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -279,11 +321,12 @@ class Forward:
         if positions is not None:
             own["position_ids"] = positions if positions.shape[-2] == 1 else positions.narrow(-2, row, 1)
         one = Recorder(None)
-        one.keys, one.values = recorded.keys[row : row + 1], recorded.values[row : row + 1]
-        attention = handle.layers[number].attention
+        if recorded.keys is not None and recorded.values is not None:
+            one.keys, one.values = recorded.keys[row : row + 1], recorded.values[row : row + 1]
+        attention = self.handle.layers[number].attention
 
         def rows(queries: torch.Tensor, rope: bool) -> torch.Tensor:
-            places = torch.arange(one.keys.shape[2], device=queries.device)  # type: ignore[union-attr]
+            places = torch.arange(len(valid), device=queries.device)
             seen = (places <= queries[:, None]) & torch.from_numpy(valid).to(queries.device)
             return attention_rows(attention, own, one, queries, seen, rope)[0].mean(0)
 

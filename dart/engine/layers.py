@@ -214,9 +214,9 @@ def attention_rows(
 ) -> torch.Tensor:
     """float32 [1, heads, R, S]: softmax rows of the chosen queries (LongTensor [R]) of one sample, by any kernel.
 
-    given: the keyword arguments that `attention` was called with, of one sample; recorded: its keys and values.
-    seen: bool [R, S]. rope: False compares queries and keys before their rotation. The attention's own projections,
-    norms and rotation are used, for the chosen queries alone (without RoPE, for all tokens).
+    given: the keyword arguments that `attention` is called with, of one sample; recorded: its keys and values, None
+    before it has run. seen: bool [R, S]. rope: False compares queries and keys before their rotation. The attention's
+    own projections, norms and rotation are used, for the chosen queries alone where the keys are known and rotated.
     """
     found: list[torch.Tensor] = []
     clone = copy.copy(attention)
@@ -225,7 +225,7 @@ def attention_rows(
     clone.dart_take, clone.dart_seen = found.append, seen
     name = str(cache_argument(attention))
     length = given["hidden_states"].shape[1]
-    if rope:
+    if rope and recorded.keys is not None:
         clone.dart_queries = None
         rows = queries[None]
         given = {key: gather_argument(key, value, rows, length, False) for key, value in given.items()}
@@ -233,6 +233,7 @@ def attention_rows(
     else:
         clone.dart_queries = queries
         given = {**given, name: _Given(None, None)}
+    if not rope:
         angles = given.get("position_embeddings")
         if not isinstance(angles, tuple):
             raise ValueError(f"{type(attention).__name__} rotates by itself: attention rows without RoPE cannot be had")

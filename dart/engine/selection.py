@@ -146,14 +146,25 @@ class Selector:
         if keep.numel() != tokens.keep:
             raise ValueError(f"strategy {name!r} kept {keep.numel()} visual tokens where it must keep {tokens.keep}")
         ascending = (keep[1:] > keep[:-1]).all() if keep.numel() > 1 else torch.ones((), dtype=torch.bool)
-        good = ascending & torch.isin(keep, tokens.visual).all()
         message = f"strategy {name!r} must keep different positions of its token group, in ascending order"
-        if good.device.type == "cpu":
-            if not bool(good):
+        _require(ascending & torch.isin(keep, tokens.visual).all(), message)
+        if (merge := reduction.merge) is not None:
+            message = f"strategy {name!r} must merge dropped tokens of a group into places of `keep`, all weighted"
+            count, long = len(merge.sources), torch.long
+            shapes = merge.targets.shape == merge.weights.shape == (count,) and merge.own.shape == keep.shape
+            if not shapes or merge.sources.dtype != long or merge.targets.dtype != long:
                 raise ValueError(message)
-        else:
-            torch._assert_async(good, message)
+            dropped = torch.isin(merge.sources, tokens.visual) & ~torch.isin(merge.sources, keep)
+            _require((dropped & (merge.targets >= 0) & (merge.targets < tokens.keep)).all(), message)
         return reduction
+
+
+def _require(good: torch.Tensor, message: str) -> None:
+    """Raises ValueError; on a GPU the device itself checks, and nobody waits for it."""
+    if good.device.type != "cpu":
+        torch._assert_async(good, message)
+    elif not bool(good):
+        raise ValueError(message)
 
 
 def selector(config: DartConfig, layers: int) -> list[Selector]:
@@ -273,13 +284,15 @@ def plan_batch(
 
 def _simple(config: DartConfig) -> Selector:
     """The strategy's only stage. Raises ValueError for one that needs more than hidden states and keys."""
-    first, *later = selector(config, config.layer + 1)
-    if later or first.strategy.needs - {"raw", "hidden", "keys"} or first.stages[0].fraction is not None:
+    stages = selector(config, config.layer + 1)
+    if len(stages) != 1 or stages[0].strategy.needed(config) - {"raw", "hidden", "keys"}:
         raise ValueError(f"only strategies of hidden states and keys can run without a model, not {config.strategy!r}")
-    return first
+    if config.budget_kind == "mean-over-layers":
+        raise ValueError("budget_kind='mean-over-layers' needs a model: its number of layers is not known here")
+    return stages[0]
 
 
 def _run(batch: Batch, config: DartConfig) -> Kept:
     samples = zip(batch.hidden, batch.keys, strict=True)
-    signals = [Signals(states, batch.norm, {"keys": own, "values": own}) for states, own in samples]
+    signals = [Signals(states, batch.norm, {"keys": own, "values": own}, config.strategy) for states, own in samples]
     return _simple(config).run(batch, signals)

@@ -7,13 +7,14 @@
 | `previous` | [S, D] | hidden states one layer earlier |
 | `keys`, `values` | [H, S, d] | of the layer before, keys after RoPE (before the LLM: the embeddings, as one head) |
 | `attention` | [R, S] | `attention_rows(queries, rope=True)`: mean over heads of softmax rows of the layer before |
+| `next_attention` | [R, S] | `next_attention_rows(queries)`: those of this layer if nothing were dropped before it |
 | `embeddings` | [S, D] | the LLM's inputs |
-| `grid` | [N, 4] | frame, row, column and tile of each visual token, in order of position |
-| `tower_features` | [N, E] | of each visual token, the vision tower's states before the projector |
-| `tower_keys` | [N, d] | of each visual token, its keys in the tower's layer whose states are used, all heads |
-| `tower_attention` | [N] | of each visual token, the attention that CLS pays it there; without CLS, mean received |
+| `grid` | [S, 4] | frame, row, column and tile of each visual token |
+| `tower_features` | [S, E] | of each visual token, the vision tower's states before the projector |
+| `tower_keys` | [S, h, e] | of each visual token, its keys in the tower's layer whose states are used, by head |
+| `tower_attention` | [S] | attention that CLS pays each visual token there, mean of heads; without CLS, mean received |
 
-S: tokens of one sample, N: its visual tokens. No S x S or N x N matrix of attention is made.
+S: tokens of one sample; those of the last four are 0 for text. No S x S or N x N matrix of attention is made.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ NAMES = (
     "keys",
     "values",
     "attention",
+    "next_attention",
     "embeddings",
     "grid",
     "tower_features",
@@ -47,18 +49,20 @@ Rows = Callable[[torch.Tensor, bool], torch.Tensor]
 class Signals:
     """Of one sample, see the table above. norm: the final norm, None where `raw` needs none.
 
-    given: signals that the engine collected; asking for one that the strategy did not name in `needs` is an error.
+    given: signals that the engine collected; asking for one that the strategy (its name) did not name in `needs` is an
+    error.
     """
 
     raw: torch.Tensor
     norm: Any
     given: dict[str, Any] = field(default_factory=dict)
+    strategy: str = ""
 
     def __getattr__(self, name: str) -> torch.Tensor:
         if name in NAMES and name in self.given:
             return self.given[name]
         if name in NAMES:
-            raise ValueError(f"the strategy asked for the signal {name!r} without naming it in `needs`")
+            raise ValueError(f"strategy {self.strategy!r} asked for the signal {name!r} without naming it in `needs`")
         raise AttributeError(name)
 
     @cached_property
@@ -79,3 +83,8 @@ class Signals:
         """
         rows: Rows = self.attention  # type: ignore[assignment]
         return rows(queries, rope)
+
+    def next_attention_rows(self, queries: torch.Tensor) -> torch.Tensor:
+        """The same of this layer, from its own norm and projections of `raw`, as if nothing were dropped before it."""
+        rows: Rows = self.next_attention  # type: ignore[assignment]
+        return rows(queries, True)

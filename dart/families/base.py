@@ -84,24 +84,70 @@ class Family:
         spatial = [layer + 1 for config in configs for layer in getattr(config, "spatial_target_layers", None) or ()]
         return max([0, *added, *mapped, *spatial])
 
-    def grid(self, model: Any, arguments: dict[str, Any], spans: torch.Tensor) -> list[torch.Tensor] | None:
-        """Per sample, LongTensor [N, 4] of (frame, row, column, tile); None: not known for this family.
+    def vision_config(self, model: Any) -> Any:
+        """The config of the vision tower."""
+        return getattr(model.config, "vision_config", None)
 
-        By default the square of each span, where it is one.
+    def vision(self, model: Any) -> tuple[Any, int, Any]:
+        """(vision tower, the number of its hidden states that the projector is given, projector).
+
+        Raises ValueError where it is not that simple.
         """
-        grids = []
-        for row in spans.cpu():
-            parts = []
-            for number in row[row > 0].unique():
-                count = int((row == number).sum())
-                side = round(count**0.5)
-                if side * side != count:
+        base = getattr(model, "model", model)
+        tower, projector = getattr(base, "vision_tower", None), getattr(base, "multi_modal_projector", None)
+        layer = getattr(model.config, "vision_feature_layer", None)
+        if tower is None or projector is None or not isinstance(layer, int):
+            raise ValueError(
+                f"the vision tower of {type(model).__name__} gives no signals: it has no `vision_tower` with one "
+                "`vision_feature_layer` and a projector after it"
+            )
+        return tower, layer, projector
+
+    def grid(self, model: Any, arguments: dict[str, Any], spans: torch.Tensor) -> torch.Tensor | None:
+        """LongTensor [B, S, 4] of (frame, row, column, tile) of each visual token; None: not known.
+
+        spans: LongTensor [B, S] of `visual_span_ids` on the host. By default of spans that have a token per patch of a
+        square tower, and of those whose (frames, rows, columns) of patches are given as `image_grid_thw` or
+        `video_grid_thw`, merged square by square.
+        """
+        grid = torch.zeros(*spans.shape, 4, dtype=torch.long)
+        kinds = [kind for kind in ("image", "video") if arguments.get(f"{kind}_grid_thw") is not None]
+        queues = {kind: arguments[f"{kind}_grid_thw"].tolist() for kind in kinds}
+        for row, numbers in enumerate(spans):
+            for number in numbers[numbers > 0].unique():
+                places = (numbers == number).nonzero().flatten()
+                kind = kinds[-1] if kinds else ""
+                if len(kinds) > 1 and int(arguments["input_ids"][row, places[0]]) != model.config.video_token_id:
+                    kind = "image"
+                shape = self._merged(model, queues[kind], len(places)) if kinds else self._square(model, len(places))
+                if shape is None:
                     return None
-                place = torch.arange(count)
-                tile = torch.full_like(place, int(number) - 1)
-                parts.append(torch.stack([torch.zeros_like(place), place // side, place % side, tile], 1))
-            grids.append(torch.cat(parts) if parts else torch.zeros(0, 4, dtype=torch.long))
-        return grids
+                high, wide = shape
+                order = torch.arange(len(places))
+                line, tile = order // wide, torch.full_like(order, int(number) - 1)
+                grid[row, places] = torch.stack([line // high, line % high, order % wide, tile], 1)
+        return grid
+
+    def _square(self, model: Any, count: int) -> tuple[int, int] | None:
+        """(rows, columns) of a span of `count` tokens that has one for each patch."""
+        config = self.vision_config(model)
+        pixels, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+        side = pixels // patch if isinstance(pixels, int) and isinstance(patch, int) else 0
+        return (side, side) if side * side == count else None
+
+    def _merged(self, model: Any, queue: list[list[int]], count: int) -> tuple[int, int] | None:
+        """(rows, columns) of a frame of the next span, of `count` tokens; queue: (frames, rows, columns) in patches.
+
+        A video whose frames are spans of their own is in the queue as one, and taken apart here.
+        """
+        merge = getattr(self.vision_config(model), "spatial_merge_size", None)
+        if not isinstance(merge, int) or not queue:
+            return None
+        frames, high, wide = queue.pop(0)
+        shape = high // merge, wide // merge
+        if frames > 1 and count == shape[0] * shape[1]:
+            queue[:0] = [[1, high, wide]] * (frames - 1)
+        return shape if count in (shape[0] * shape[1], frames * shape[0] * shape[1]) else None
 
 
 FAMILIES: dict[str, Family] = {}

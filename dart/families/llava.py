@@ -23,5 +23,15 @@ class LlavaOriginal(Family):
     def decoder(self, model: Any) -> Any:
         return model.model
 
+    def vision_config(self, model: Any) -> Any:
+        tower = model.get_vision_tower()
+        return None if tower is None else tower.tower.config
+
+    def vision(self, model: Any) -> tuple[Any, int, Any]:
+        tower = model.get_vision_tower()
+        if tower is None:
+            raise ValueError("this checkpoint has no vision tower: it gives no signals")
+        return tower.tower, tower.select_layer, model.model.mm_projector
+
     def visual_span_ids(self, model: Any, arguments: dict[str, Any]) -> torch.Tensor | None:
         return arguments.get("visual_span_ids")

@@ -13,6 +13,8 @@ import torch
 from dart.config import DartConfig
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from dart.engine.signals import Signals
 
 
@@ -116,7 +118,8 @@ class Batch:
 class Strategy:
     """One method: a class in a file of this folder, with a name, a docstring (paper, equations, defaults, deviations).
 
-    needs: names of the signals it reads (`dart.engine.signals.NAMES`): the engine provides them or refuses.
+    needs: names of the signals it reads (`dart.engine.signals.NAMES`): the engine provides them or refuses. All have a
+    row for each token of the sample: `tokens.signals.raw[tokens.visual]` are the group's own.
     options: defaults of its own settings (`DartConfig.options`).
     """
 
@@ -124,8 +127,16 @@ class Strategy:
     options: ClassVar[dict[str, Any]] = {}
 
     def stages(self, config: DartConfig, layers: int) -> tuple[Stage, ...]:
-        """Where it drops tokens, of a decoder of `layers` layers. By default once, at `config.layer`."""
+        """Where it drops tokens, of a decoder of `layers` layers. By default once, at `config.layer`; nowhere: ()."""
         return (Stage(config.layer),)
+
+    def needed(self, config: DartConfig) -> frozenset[str]:
+        """`needs` with these settings."""
+        return self.needs
+
+    def pixels(self, image: Image, config: DartConfig) -> Image:
+        """What `PruneHandle.prepare` makes of a PIL image before the processor sees it. By default nothing."""
+        return image
 
     def count(self, config: DartConfig, tokens: int, budget: float, texts: int | None = None) -> int:
         """How many of `tokens` visual tokens stay for a budget; texts: how many text tokens come after the image.
@@ -147,6 +158,11 @@ class Strategy:
     def option(self, config: DartConfig, name: str) -> Any:
         """The value of an option of its own."""
         return config.options.get(name, self.options[name])
+
+
+def highest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Indices [count] of the highest `scores` [N], ascending; of equals the first ones."""
+    return scores.sort(descending=True, stable=True).indices[:count].sort().values
 
 
 REGISTRY: dict[str, Strategy] = {}

@@ -116,14 +116,14 @@ class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
             raise ValueError("generate takes input_ids (with -200 for every picture), not inputs_embeds")
         self._sync_dart()
         kwargs.pop("position_ids", None)
-        merged = self.merge(input_ids, images, kwargs.pop("attention_mask", None), None, image_sizes, "left")
-        mask = merged.attention_mask
-        if mask is None:
-            mask = torch.ones(merged.inputs_embeds.shape[:2], dtype=torch.long, device=merged.inputs_embeds.device)
-        spans = {} if merged.visual_span_ids is None else {"visual_span_ids": merged.visual_span_ids}
         config = kwargs.get("generation_config") or self.generation_config
         chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        with prompt_of(merged.inputs_embeds.shape[1], chunk is not None):
+        with prompt_of(0, chunk is not None) as prompt:  # the vision tower runs in `merge`
+            merged = self.merge(input_ids, images, kwargs.pop("attention_mask", None), None, image_sizes, "left")
+            prompt.length, mask = merged.inputs_embeds.shape[1], merged.attention_mask
+            if mask is None:
+                mask = torch.ones(merged.inputs_embeds.shape[:2], dtype=torch.long, device=merged.inputs_embeds.device)
+            spans = {} if merged.visual_span_ids is None else {"visual_span_ids": merged.visual_span_ids}
             return super().generate(inputs_embeds=merged.inputs_embeds, attention_mask=mask, **spans, **kwargs)
 
     def prepare_inputs_for_generation(  # type: ignore[override]
