@@ -140,8 +140,9 @@ class PruneHandle:
                         f"pruned at layer {layer}, choose one up to {each.slot}"
                     )
             stages.append(replace(stage, layer=layer))
+        stages = list({stage.layer: stage for stage in stages}.values())  # of stages raised to one layer, the last one
         check_budget(config, tuple(stages), len(self.layers))
-        placed = [replace(each, stages=tuple(stages)) for each in selectors]
+        placed = [replace(selectors[0], stages=tuple(stages), index=index) for index in range(len(stages))]
         if len(stages) == 1:
             config = replace(config, layer=stages[0].layer)
         return config, placed
@@ -288,8 +289,10 @@ class PruneHandle:
         layout, mask = layout_of(own), kwargs.get("attention_mask")
         if layout is None or not is_static(cache) or mask is None:
             return None
-        if mask.shape[-1] < own.full_length:
-            raise ValueError("a compiled step on a static cache with sliding windows cannot be pruned: do not compile it")
+        if own is not None and mask.shape[-1] < own.full_length:
+            raise ValueError(
+                "a compiled step on a static cache with sliding windows cannot be pruned: do not compile it"
+            )
         columns = layout.columns(*stored_tokens(own))
         return args, {**kwargs, "attention_mask": gather_mask(mask, None, columns, 1, 0, False, False)}
 

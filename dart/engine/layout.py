@@ -190,7 +190,9 @@ def _full_length(cache: Any) -> int:
     whole = [each for each in cache.layers if isinstance(each, StaticLayer) and not each.is_sliding]
     lengths = [int(getattr(each, "full_length", each.max_cache_len)) for each in whole]
     if not lengths:
-        raise ValueError("dart cannot prune into a static cache whose layers are all sliding windows: use a DynamicCache")
+        raise ValueError(
+            "dart cannot prune into a static cache whose layers are all sliding windows: use a DynamicCache"
+        )
     return max(lengths)
 
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import torch
 
-
 PREFIX = ("paligemma",)  # the whole prompt is bidirectional: decoding cannot be computed again as one row
 
 

@@ -18,7 +18,7 @@ import dart
 # One for each kind of decoder: plain, M-RoPE, DeepStack, windows with their own angles, linear attention, shared keys.
 KINDS = ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "qwen3_5", "gemma4"]
 STRATEGIES = [name for name in dart.strategies.available() if dart.strategies.get(name).stages(CONFIG, 6)]
-MERGING = {name for name in STRATEGIES if getattr(dart.strategies.get(name), "merges", False)}
+MERGING = {"pooling", "visionzip"}  # of which no mask can tell: tests/test_methods.py
 TYPES = [name for name in zoo.names() if ":" not in name]
 
 
@@ -51,7 +51,7 @@ def test_every_strategy(kind, strategy, attention):
         try:
             handle = dart.prune(case.model, config)
         except ValueError as error:
-            assert strategy in str(error)
+            assert strategy in str(error) or "reads the keys" in str(error)
             return
         with handle:
             try:
