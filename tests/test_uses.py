@@ -49,6 +49,30 @@ def test_threads_do_not_see_each_other(model, layer):
     assert not wrong and CURRENT.get() is None
 
 
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_an_endpoint_under_eight_clients(model, kind):
+    """FastAPI runs a `def` in a pool of threads and an `async def` in its loop: every client gets its own answer."""
+    fastapi = pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    rows = [prompt(3 + k, 4 + k % 3, 1 + k % 2, seed=k) for k in range(8)]
+
+    def answer(number: int) -> list[int]:
+        ids, pixels = rows[number]
+        return model.generate(input_ids=ids, pixel_values=pixels, **OPTIONS)[0].tolist()
+
+    async def answer_async(number: int) -> list[int]:
+        return answer(number)
+
+    app = fastapi.FastAPI()
+    app.get("/ask")(answer if kind == "def" else answer_async)
+    with dart.prune(model, KEEP), TestClient(app) as client:
+        wanted = [answer(number) for number in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            got = list(pool.map(lambda n: client.get("/ask", params={"number": n % 8}).json(), range(32)))
+    assert got == wanted * 4
+
+
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
 @torch.no_grad()
