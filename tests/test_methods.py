@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,13 @@ from qwen_golden import batch as qwen_batch
 from qwen_golden import loaded as qwen
 from qwen_golden import prompt as qwen_prompt
 from torch.nn.functional import avg_pool2d, pad
-from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers import (
+    Exaone4Config,
+    Gemma3TextConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 import dart
 from dart.strategies import Merge, Reduction, Stage, Strategy, register
@@ -38,6 +45,15 @@ METHODS = {
 
 def config(name, keep=9, **settings):
     return dart.DartConfig(keep=keep, **{"strategy": name, **METHODS.get(name, {}), **settings})
+
+
+@contextmanager
+def registered(name, kind):
+    register(name)(kind)
+    try:
+        yield
+    finally:
+        del REGISTRY[name]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -304,6 +320,42 @@ def test_a_padded_batch_equals_its_rows_alone(model, name):
     assert stored(cache)[-1] >= widest[-1] + 18 + STEPS - 1  # the second row: 18 tokens of text
 
 
+class RowSpy(Strategy):
+    """Keeps the first tokens and remembers the last text token's rows of two layers."""
+
+    needs = frozenset({"attention", "next_attention"})
+    seen: list[torch.Tensor] = []
+
+    def reduce(self, tokens):
+        signals, query = tokens.signals, tokens.text[-1:]
+        self.seen[:] = [signals.attention_rows(query)[0], signals.next_attention_rows(query)[0]]
+        return Reduction(tokens.visual[: tokens.keep])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_rows_of_layers_with_a_window_see_no_further(attention):
+    """Gemma 3: layers with a window and without; queries and keys have norms."""
+    ids, pixels = prompt(BEFORE, AFTER)
+    text = Gemma3TextConfig(
+        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, sliding_window=20, initializer_range=0.2,
+        layer_types=["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    )  # fmt: skip
+    torch.manual_seed(2)
+    both = LlavaConfig(vision_config=tiny_llava().config.vision_config, text_config=text, image_token_id=IMAGE_TOKEN)
+    model = LlavaForConditionalGeneration(both).eval()
+    model.set_attn_implementation("eager")
+    weights = model(input_ids=ids, pixel_values=pixels, output_attentions=True).attentions
+    model.set_attn_implementation(attention)
+    for layer in (1, 2):
+        with registered("row-spy", RowSpy), dart.prune(model, config("row-spy", layer=layer)):
+            model(input_ids=ids, pixel_values=pixels)
+        for row, number in zip(RowSpy.seen, (layer - 1, layer), strict=True):
+            torch.testing.assert_close(row, weights[number][0].mean(0)[-1])
+            assert (row > 0).sum() == (20 if number == 1 else ids.shape[1])
+
+
 @pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "visionzip"])
 @torch.no_grad()
 def test_any_attention_kernel_gives_the_same_tokens(name):
@@ -343,7 +395,6 @@ def test_divprune_takes_the_first_of_equals_and_nothing_twice():
 # The vision tower's signals.
 
 
-@register("tower-spy")
 class TowerSpy(Strategy):
     """Keeps the first tokens and remembers what it saw."""
 
@@ -361,8 +412,8 @@ class TowerSpy(Strategy):
 @pytest.fixture
 def spied():
     TowerSpy.seen.clear()
-    yield TowerSpy.seen
-    TowerSpy.seen.clear()
+    with registered("tower-spy", TowerSpy):
+        yield TowerSpy.seen
 
 
 def siglip_llava(attention="sdpa", pixels=40):
@@ -410,6 +461,21 @@ def test_generate_and_forward_see_the_same_tower(model, spied):
 
 
 @torch.no_grad()
+def test_beams_share_what_the_tower_saw(model):
+    one, two = prompt(3, 6, 1, seed=1), prompt(8, 9, 2, seed=2)
+    ids = torch.cat([pad(one[0], (two[0].shape[1] - one[0].shape[1], 0)), two[0]])
+    options = {"num_beams": 3, "max_new_tokens": STEPS, "do_sample": False}
+    with dart.prune(model, config("visionzip", 0.25)) as handle:
+        alone = [
+            model.generate(input_ids=row, pixel_values=pixels, **options)[0, -STEPS:] for row, pixels in (one, two)
+        ]
+        pixels, mask = torch.cat([one[1], two[1]]), (ids != 0).long()
+        both = model.generate(input_ids=ids, pixel_values=pixels, attention_mask=mask, **options)
+    assert handle.last.visual_after == [9] * 3 + [18] * 3
+    assert both[:, -STEPS:].tolist() == [row.tolist() for row in alone]
+
+
+@torch.no_grad()
 def test_this_projects_llava_gives_the_same_signals(spied):
     golden = pytest.importorskip("llava_golden")
     model = golden.loaded()[1]
@@ -448,24 +514,18 @@ QWEN_ROWS = [
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 @torch.no_grad()
-def test_grids_of_qwen_follow_frames_rows_and_columns(family, spied):
+def test_grids_of_qwen_follow_frames_rows_and_columns(family):
     model = qwen(family)
     rows = QWEN_ROWS
     seen = []
 
-    @register("grid-spy")
-    class GridSpy(Strategy):
-        needs = frozenset({"grid"})
+    def reduce(self, tokens):
+        seen.append(tokens.signals.grid[tokens.visual].tolist())
+        return Reduction(tokens.visual[: tokens.keep])
 
-        def reduce(self, tokens):
-            seen.append(tokens.signals.grid[tokens.visual].tolist())
-            return Reduction(tokens.visual[: tokens.keep])
-
-    try:
-        with dart.prune(model, config("grid-spy", 0.5)):
-            model(**qwen_batch(*rows))
-    finally:
-        del REGISTRY["grid-spy"]
+    spy = type("GridSpy", (Strategy,), {"needs": frozenset({"grid"}), "reduce": reduce})
+    with registered("grid-spy", spy), dart.prune(model, config("grid-spy", 0.5)):
+        model(**qwen_batch(*rows))
     assert seen[0] == [[0, r, c, 0] for r in range(4) for c in range(6)]
     assert seen[1] == [[f, r, c, 1] for f in range(2) for r in range(2) for c in range(3)]
     assert seen[2] == [[0, r, c, 0] for r in range(3) for c in range(2)]
@@ -651,24 +711,18 @@ BROKEN = {
 def test_a_strategy_that_breaks_the_contract_is_named(model, rule):
     ids, pixels = prompt(BEFORE, AFTER, images=2)
     name = f"broken: {rule}"
-    register(name)(type("Broken", (Strategy,), {"reduce": lambda self, tokens: BROKEN[rule](tokens)}))
-    try:
-        refused = pytest.raises((ValueError, TypeError), match=name)
-        with dart.prune(model, dart.DartConfig(keep=18, strategy=name)), refused:
-            model(input_ids=ids, pixel_values=pixels)
-    finally:
-        del REGISTRY[name]
+    broken = type("Broken", (Strategy,), {"reduce": lambda self, tokens: BROKEN[rule](tokens)})
+    refused = pytest.raises((ValueError, TypeError), match=name)
+    with registered(name, broken), dart.prune(model, dart.DartConfig(keep=18, strategy=name)), refused:
+        model(input_ids=ids, pixel_values=pixels)
 
 
 @torch.no_grad()
 def test_the_same_merge_without_a_mistake_runs(model):
     ids, pixels = prompt(BEFORE, AFTER, images=2)
-    register("merges")(type("Merges", (Strategy,), {"reduce": lambda self, tokens: merged(tokens)}))
-    try:
-        with dart.prune(model, dart.DartConfig(keep=18, strategy="merges")) as handle:
-            model(input_ids=ids, pixel_values=pixels)
-    finally:
-        del REGISTRY["merges"]
+    kind = type("Merges", (Strategy,), {"reduce": lambda self, tokens: merged(tokens)})
+    with registered("merges", kind), dart.prune(model, dart.DartConfig(keep=18, strategy="merges")) as handle:
+        model(input_ids=ids, pixel_values=pixels)
     assert handle.last.visual_after == [18]
 
 
@@ -676,9 +730,25 @@ def test_the_same_merge_without_a_mistake_runs(model):
     "stages, message", [((Stage(1, 0.5), Stage(1, 0.2)), "two stages"), ((Stage(1), Stage(2)), "fraction")]
 )
 def test_stages_that_make_no_sense_are_refused_by_name(model, stages, message):
-    register("odd stages")(type("Odd", (Strategy,), {"stages": lambda self, config, layers: stages}))
-    try:
-        with pytest.raises(ValueError, match=f"'odd stages'.*{message}"):
-            dart.prune(model, dart.DartConfig(strategy="odd stages"))
-    finally:
-        del REGISTRY["odd stages"]
+    odd = type("Odd", (Strategy,), {"stages": lambda self, config, layers: stages})
+    with registered("odd stages", odd), pytest.raises(ValueError, match=f"'odd stages'.*{message}"):
+        dart.prune(model, dart.DartConfig(strategy="odd stages"))
+
+
+def test_stages_that_this_decoder_has_no_room_for_are_refused_by_name(model):
+    places = {"places": (0.5, 0.55, 1.0)}
+    with pytest.raises(ValueError, match="'pyramiddrop'.*two stages"):
+        dart.prune(model, config("pyramiddrop", options=places))
+    with pytest.raises(ValueError, match="'pyramiddrop'.*decoder of 4.*1, 2, 4"):
+        dart.prune(model, config("pyramiddrop", options={"places": (0.25, 0.5, 1.0)}))
+
+
+def test_a_layer_that_cannot_be_asked_before_it_runs_is_refused_by_name():
+    """EXAONE 4 has its norms after the attention."""
+    text = Exaone4Config(
+        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=None, layer_types=["full_attention"] * 4,
+    )  # fmt: skip
+    both = LlavaConfig(vision_config=tiny_llava().config.vision_config, text_config=text, image_token_id=IMAGE_TOKEN)
+    with pytest.raises(ValueError, match="'pyramiddrop'.*layer 1.*Exaone4DecoderLayer.*input_layernorm"):
+        dart.prune(LlavaForConditionalGeneration(both), config("pyramiddrop"))
