@@ -148,7 +148,7 @@ class PruneHandle:
         numbers = [stage.layer for stage in stages]
         if len(stages) > 1 and (len(set(numbers)) < len(stages) or numbers[-1] >= len(self.layers)):
             raise ValueError(
-                f"strategy {config.strategy!r} drops tokens at {len(stages)} different layers, of which this decoder of "
+                f"strategy {config.strategy!r} drops tokens at {len(stages)} layers, of which this decoder of "
                 f"{len(self.layers)} leaves {', '.join(map(str, numbers))}: choose others"
             )
         check_budget(config, tuple(stages), len(self.layers))
