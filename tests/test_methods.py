@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from itertools import pairwise
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import IMAGE_TOKEN, PATCHES, prompt, tiny_llava
 from PIL import Image
+from qwen_golden import IMAGE, VIDEO
 from qwen_golden import batch as qwen_batch
 from qwen_golden import loaded as qwen
 from qwen_golden import prompt as qwen_prompt
 from torch.nn.functional import avg_pool2d, pad
-from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
+from transformers import (
+    Exaone4Config,
+    Gemma3TextConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
 
 import dart
+from dart.engine.budgets import stage_budget
+from dart.engine.signals import Signals
+from dart.families import Family
 from dart.strategies import Merge, Reduction, Stage, Strategy, register
-from dart.strategies.base import REGISTRY
+from dart.strategies.base import REGISTRY, GroupPlan, Tokens
 
 LAYERS, SIDE, STEPS = 4, 6, 4
 CLOSE = {"atol": 1e-4, "rtol": 0}
@@ -38,6 +51,15 @@ METHODS = {
 
 def config(name, keep=9, **settings):
     return dart.DartConfig(keep=keep, **{"strategy": name, **METHODS.get(name, {}), **settings})
+
+
+@contextmanager
+def registered(name, kind):
+    register(name)(kind)
+    try:
+        yield
+    finally:
+        del REGISTRY[name]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -304,6 +326,73 @@ def test_a_padded_batch_equals_its_rows_alone(model, name):
     assert stored(cache)[-1] >= widest[-1] + 18 + STEPS - 1  # the second row: 18 tokens of text
 
 
+class RowSpy(Strategy):
+    """Keeps the first tokens and remembers the last text token's rows of two layers."""
+
+    needs = frozenset({"attention", "next_attention"})
+    seen: list[torch.Tensor] = []
+
+    def reduce(self, tokens):
+        signals, query = tokens.signals, tokens.text[-1:]
+        self.seen[:] = [signals.attention_rows(query)[0], signals.next_attention_rows(query)[0]]
+        return Reduction(tokens.visual[: tokens.keep])
+
+
+def gemma_llava():
+    """Gemma 3's decoder: layers with a window and without; queries and keys have norms."""
+    text = Gemma3TextConfig(
+        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, sliding_window=20, initializer_range=0.2,
+        layer_types=["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
+    )  # fmt: skip
+    torch.manual_seed(2)
+    both = LlavaConfig(vision_config=tiny_llava().config.vision_config, text_config=text, image_token_id=IMAGE_TOKEN)
+    return LlavaForConditionalGeneration(both).eval()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_rows_of_layers_with_a_window_see_no_further(attention):
+    model, (ids, pixels) = gemma_llava(), prompt(BEFORE, AFTER)
+    model.set_attn_implementation("eager")
+    weights = model(input_ids=ids, pixel_values=pixels, output_attentions=True).attentions
+    model.set_attn_implementation(attention)
+    for layer in (1, 2):
+        with registered("row-spy", RowSpy), dart.prune(model, config("row-spy", layer=layer)):
+            model(input_ids=ids, pixel_values=pixels)
+        for row, number in zip(RowSpy.seen, (layer - 1, layer), strict=True):
+            torch.testing.assert_close(row, weights[number][0].mean(0)[-1])
+            assert (row > 0).sum() == (20 if number == 1 else ids.shape[1])
+
+
+@torch.no_grad()
+def test_signals_of_a_later_stage_are_those_of_the_tokens_left():
+    """Every second token is dropped twice. The window of layer 1 counts in the positions that the prompt had."""
+    model, (ids, pixels), seen = gemma_llava(), prompt(BEFORE, AFTER), []
+
+    class Halves(Strategy):
+        needs = frozenset({"attention", "grid", "tower_features", "embeddings"})
+
+        def stages(self, config, layers):
+            return Stage(1, 0.5), Stage(2, 0.25)
+
+        def reduce(self, tokens):
+            signals = tokens.signals
+            own = [signals.grid, signals.tower_features, signals.embeddings]
+            seen.append(([each[tokens.visual] for each in own], signals.attention_rows(tokens.text[-1:])[0]))
+            return Reduction(tokens.visual[::2][: tokens.keep])
+
+    with registered("halves", Halves), dart.prune(model, config("halves", 0.25)) as handle:
+        model(input_ids=ids, pixel_values=pixels)
+    assert handle.last.visual_per_layer == [[PATCHES, PATCHES // 2, PATCHES // 4, PATCHES // 4]]
+    assert handle.last.kept[0].tolist() == list(range(BEFORE, BEFORE + PATCHES, 4))
+    for first, second in zip(seen[0][0], seen[1][0], strict=True):
+        assert torch.equal(first[::2], second) and len(second) == PATCHES // 2
+    last = BEFORE + PATCHES + AFTER - 1
+    left = [p for p in range(last + 1) if not BEFORE <= p < BEFORE + PATCHES or (p - BEFORE) % 2 == 0]
+    assert (seen[1][1] > 0).tolist() == [last - p < 20 for p in left]
+
+
 @pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "visionzip"])
 @torch.no_grad()
 def test_any_attention_kernel_gives_the_same_tokens(name):
@@ -332,6 +421,22 @@ def test_pooling_by_a_whole_factor_is_average_pooling(model):
     torch.testing.assert_close(got[0][0, BEFORE : BEFORE + 9], pooled, **CLOSE)
 
 
+def test_pooling_of_tiles_whose_tokens_lie_between_each_other():
+    """Two tiles of 2 x 4, row by row: cells are those of the tiles, kept tokens ascend."""
+    grid = torch.tensor([[0, row, column, tile] for row in range(2) for tile in (1, 0) for column in range(4)])
+    plan = GroupPlan(np.arange(16), np.arange(16, 18), 3.0, 3)
+    signals = Signals(torch.randn(18, 4), None, {"grid": torch.cat([grid, torch.zeros(2, 4, dtype=torch.long)])})
+    tokens = Tokens(torch.arange(16), torch.arange(16, 18), signals, config("pooling", 3, scope="joint"), plan)
+    reduction = dart.strategies.get("pooling").reduce(tokens)
+    merge, tile = reduction.merge, grid[:, 3]
+    assert (reduction.keep.diff() > 0).all()
+    sizes = torch.bincount(merge.targets, minlength=3) + 1
+    torch.testing.assert_close(merge.own, 1 / sizes)
+    torch.testing.assert_close(merge.weights, merge.own[merge.targets])
+    assert sorted(sizes.tolist()) == [4, 4, 8]
+    assert (tile[merge.sources] == tile[reduction.keep][merge.targets]).all()
+
+
 def test_divprune_takes_the_first_of_equals_and_nothing_twice():
     hidden = torch.eye(8).repeat_interleave(2, 0)  # eight pairs of duplicates, all pairs equally far
     kept = dart.select(hidden, hidden[None], torch.ones(16, dtype=torch.bool), config("divprune", 8))
@@ -343,7 +448,6 @@ def test_divprune_takes_the_first_of_equals_and_nothing_twice():
 # The vision tower's signals.
 
 
-@register("tower-spy")
 class TowerSpy(Strategy):
     """Keeps the first tokens and remembers what it saw."""
 
@@ -361,8 +465,8 @@ class TowerSpy(Strategy):
 @pytest.fixture
 def spied():
     TowerSpy.seen.clear()
-    yield TowerSpy.seen
-    TowerSpy.seen.clear()
+    with registered("tower-spy", TowerSpy):
+        yield TowerSpy.seen
 
 
 def siglip_llava(attention="sdpa", pixels=40):
@@ -402,11 +506,28 @@ def test_generate_and_forward_see_the_same_tower(model, spied):
     with dart.prune(model, config("tower-spy", 20)):
         model(input_ids=ids, pixel_values=pixels)
         model.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=2, do_sample=False)
-    features = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    tower = tiny_llava("eager").model.vision_tower(pixels, output_hidden_states=True, output_attentions=True)
+    features, rows = tower.hidden_states[-2][:, 1:], tower.attentions[-2][:, :, 0, 1:].mean(1)
     assert len(spied) == 4
     for number, seen in enumerate(spied):
         torch.testing.assert_close(seen["tower_features"], features[number % 2])
+        torch.testing.assert_close(seen["tower_attention"], rows[number % 2])
         assert set(seen["grid"][:, 3].tolist()) == {number % 2}
+
+
+@torch.no_grad()
+def test_beams_share_what_the_tower_saw(model):
+    one, two = prompt(3, 6, 1, seed=1), prompt(8, 9, 2, seed=2)
+    ids = torch.cat([pad(one[0], (two[0].shape[1] - one[0].shape[1], 0)), two[0]])
+    options = {"num_beams": 3, "max_new_tokens": STEPS, "do_sample": False}
+    with dart.prune(model, config("visionzip", 0.25)) as handle:
+        alone = [
+            model.generate(input_ids=row, pixel_values=pixels, **options)[0, -STEPS:] for row, pixels in (one, two)
+        ]
+        pixels, mask = torch.cat([one[1], two[1]]), (ids != 0).long()
+        both = model.generate(input_ids=ids, pixel_values=pixels, attention_mask=mask, **options)
+    assert handle.last.visual_after == [9] * 3 + [18] * 3
+    assert both[:, -STEPS:].tolist() == [row.tolist() for row in alone]
 
 
 @torch.no_grad()
@@ -448,24 +569,18 @@ QWEN_ROWS = [
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
 @torch.no_grad()
-def test_grids_of_qwen_follow_frames_rows_and_columns(family, spied):
+def test_grids_of_qwen_follow_frames_rows_and_columns(family):
     model = qwen(family)
     rows = QWEN_ROWS
     seen = []
 
-    @register("grid-spy")
-    class GridSpy(Strategy):
-        needs = frozenset({"grid"})
+    def reduce(self, tokens):
+        seen.append(tokens.signals.grid[tokens.visual].tolist())
+        return Reduction(tokens.visual[: tokens.keep])
 
-        def reduce(self, tokens):
-            seen.append(tokens.signals.grid[tokens.visual].tolist())
-            return Reduction(tokens.visual[: tokens.keep])
-
-    try:
-        with dart.prune(model, config("grid-spy", 0.5)):
-            model(**qwen_batch(*rows))
-    finally:
-        del REGISTRY["grid-spy"]
+    spy = type("GridSpy", (Strategy,), {"needs": frozenset({"grid"}), "reduce": reduce})
+    with registered("grid-spy", spy), dart.prune(model, config("grid-spy", 0.5)):
+        model(**qwen_batch(*rows))
     assert seen[0] == [[0, r, c, 0] for r in range(4) for c in range(6)]
     assert seen[1] == [[f, r, c, 1] for f in range(2) for r in range(2) for c in range(3)]
     assert seen[2] == [[0, r, c, 0] for r in range(3) for c in range(2)]
@@ -482,6 +597,22 @@ def test_qwen_batches_and_videos(name):
         logits = model(**qwen_batch(*rows)).logits[:, -1]
     assert handle.last.visual_after == [count for _, count in alone] == [18, 3]
     torch.testing.assert_close(logits, torch.stack([each for each, _ in alone]), **CLOSE)
+
+
+def test_grids_of_frames_that_are_spans_of_their_own():
+    """Qwen3-VL: a video of two frames with a text in between, an image, and one more video."""
+    vision = SimpleNamespace(spatial_merge_size=2)
+    model = SimpleNamespace(config=SimpleNamespace(vision_config=vision, video_token_id=VIDEO))
+    spans = torch.tensor([[1, 1, 0, 2, 2, 0, 3, 0, 4, 4, 4, 4]])
+    ids = torch.where(spans == 3, IMAGE, VIDEO)
+    shapes = {"video_grid_thw": torch.tensor([[2, 2, 4], [1, 4, 4]]), "image_grid_thw": torch.tensor([[1, 2, 2]])}
+    grid = Family().grid(model, {"input_ids": ids, **shapes}, spans)[0]
+    two = [[0, 0, 0], [0, 0, 1]]
+    wanted = [*two, *two, [0, 0, 0], *([0, row, column] for row in range(2) for column in range(2))]
+    assert grid[spans[0] > 0, :3].tolist() == wanted
+    assert grid[:, 3].tolist() == [max(0, number - 1) for number in spans[0].tolist()]
+    assert Family().grid(model, {"input_ids": ids, **shapes}, torch.where(spans == 4, 0, spans)[:, :-4]) is not None
+    assert Family().grid(model, {"input_ids": ids, **shapes}, spans[:, :-1]) is None
 
 
 def test_a_grid_that_nobody_knows_is_refused_by_name(model):
@@ -548,6 +679,15 @@ def test_budgets_of_three_kinds(model, name, kind, scope):
     if kind == "mean-over-layers" and name in ("fastv", "uniform"):
         assert counts.tolist() == [[72, 72, 40, 40], [36, 36, 20, 20]]
     assert all(a >= b for row in counts.tolist() for a, b in pairwise(row))
+
+
+def test_means_that_whole_tokens_reach_are_reached():
+    """(K N + (L - K) k) / L for every k: no token is lost to rounding."""
+    for layers, first, size in ((4, 2, 36), (32, 2, 576), (28, 3, 391)):
+        for keep in range(0, size, 7):
+            asked = (first * size + (layers - first) * keep) / layers
+            mean = config("uniform", asked / size, budget_kind="mean-over-layers")
+            assert int(stage_budget(mean, (Stage(first),), 0, size, asked, layers)) == keep
 
 
 def test_a_mean_that_cannot_be_reached_is_refused_with_the_smallest(model):
@@ -641,6 +781,7 @@ BROKEN = {
     "a signal not named": lambda t: Reduction(t.visual[t.signals.keys.sum((0, 2))[t.visual].topk(t.keep).indices]),
     "adds to nothing": lambda t: merged(t, targets=torch.full((len(t.visual) - t.keep,), t.keep)),
     "adds text": lambda t: merged(t, sources=torch.zeros(len(t.visual) - t.keep, dtype=torch.long)),
+    "adds what stays": lambda t: merged(t, sources=t.visual[: len(t.visual) - t.keep]),
     "wrong weights": lambda t: merged(t, weights=torch.ones(3)),
     "wrong own weights": lambda t: merged(t, own=torch.ones(3)),
 }
@@ -651,24 +792,18 @@ BROKEN = {
 def test_a_strategy_that_breaks_the_contract_is_named(model, rule):
     ids, pixels = prompt(BEFORE, AFTER, images=2)
     name = f"broken: {rule}"
-    register(name)(type("Broken", (Strategy,), {"reduce": lambda self, tokens: BROKEN[rule](tokens)}))
-    try:
-        refused = pytest.raises((ValueError, TypeError), match=name)
-        with dart.prune(model, dart.DartConfig(keep=18, strategy=name)), refused:
-            model(input_ids=ids, pixel_values=pixels)
-    finally:
-        del REGISTRY[name]
+    broken = type("Broken", (Strategy,), {"reduce": lambda self, tokens: BROKEN[rule](tokens)})
+    refused = pytest.raises((ValueError, TypeError), match=name)
+    with registered(name, broken), dart.prune(model, dart.DartConfig(keep=18, strategy=name)), refused:
+        model(input_ids=ids, pixel_values=pixels)
 
 
 @torch.no_grad()
 def test_the_same_merge_without_a_mistake_runs(model):
     ids, pixels = prompt(BEFORE, AFTER, images=2)
-    register("merges")(type("Merges", (Strategy,), {"reduce": lambda self, tokens: merged(tokens)}))
-    try:
-        with dart.prune(model, dart.DartConfig(keep=18, strategy="merges")) as handle:
-            model(input_ids=ids, pixel_values=pixels)
-    finally:
-        del REGISTRY["merges"]
+    kind = type("Merges", (Strategy,), {"reduce": lambda self, tokens: merged(tokens)})
+    with registered("merges", kind), dart.prune(model, dart.DartConfig(keep=18, strategy="merges")) as handle:
+        model(input_ids=ids, pixel_values=pixels)
     assert handle.last.visual_after == [18]
 
 
@@ -676,9 +811,25 @@ def test_the_same_merge_without_a_mistake_runs(model):
     "stages, message", [((Stage(1, 0.5), Stage(1, 0.2)), "two stages"), ((Stage(1), Stage(2)), "fraction")]
 )
 def test_stages_that_make_no_sense_are_refused_by_name(model, stages, message):
-    register("odd stages")(type("Odd", (Strategy,), {"stages": lambda self, config, layers: stages}))
-    try:
-        with pytest.raises(ValueError, match=f"'odd stages'.*{message}"):
-            dart.prune(model, dart.DartConfig(strategy="odd stages"))
-    finally:
-        del REGISTRY["odd stages"]
+    odd = type("Odd", (Strategy,), {"stages": lambda self, config, layers: stages})
+    with registered("odd stages", odd), pytest.raises(ValueError, match=f"'odd stages'.*{message}"):
+        dart.prune(model, dart.DartConfig(strategy="odd stages"))
+
+
+def test_stages_that_this_decoder_has_no_room_for_are_refused_by_name(model):
+    places = {"places": (0.5, 0.55, 1.0)}
+    with pytest.raises(ValueError, match="'pyramiddrop'.*two stages"):
+        dart.prune(model, config("pyramiddrop", options=places))
+    with pytest.raises(ValueError, match="'pyramiddrop'.*decoder of 4.*1, 2, 4"):
+        dart.prune(model, config("pyramiddrop", options={"places": (0.25, 0.5, 1.0)}))
+
+
+def test_a_layer_that_cannot_be_asked_before_it_runs_is_refused_by_name():
+    """EXAONE 4 has its norms after the attention."""
+    text = Exaone4Config(
+        vocab_size=100, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=None, layer_types=["full_attention"] * 4,
+    )  # fmt: skip
+    both = LlavaConfig(vision_config=tiny_llava().config.vision_config, text_config=text, image_token_id=IMAGE_TOKEN)
+    with pytest.raises(ValueError, match="'pyramiddrop'.*layer 1.*Exaone4DecoderLayer.*input_layernorm"):
+        dart.prune(LlavaForConditionalGeneration(both), config("pyramiddrop"))

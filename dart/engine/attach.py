@@ -115,9 +115,7 @@ class PruneHandle:
         stages: list[Stage] = []
         for stage in selectors[0].stages if selectors else ():
             layer = max(stage.layer, self.family.earliest_layer(self.model))
-            while needs & OF_ATTENTION and 0 < layer <= len(self.layers) and self.layers[layer - 1].recurrent:
-                layer += 1
-            while NEXT in needs and layer < len(self.layers) and self.layers[layer].recurrent:
+            while layer < len(self.layers) and self._lacks_attention(needs, layer):
                 layer += 1
             if layer != stage.layer:
                 logger.warning(
@@ -133,6 +131,13 @@ class PruneHandle:
                     f"strategy {config.strategy!r} needs {', '.join(sorted(missing))}, which a decoder has after its "
                     "first layer: choose layer=1 or more"
                 )
+            if NEXT in needs and layer < len(self.layers):
+                module = self.decoder.layers[layer]
+                if self.layers[layer].shares or not hasattr(module, "input_layernorm"):
+                    raise ValueError(
+                        f"strategy {config.strategy!r} needs the attention of layer {layer} before it runs, which "
+                        f"{type(module).__name__} cannot give: it has no `input_layernorm`, or no keys of its own"
+                    )
             for number, each in enumerate(self.layers):
                 if each.shares and each.slot < layer <= number:
                     raise ValueError(
@@ -140,12 +145,23 @@ class PruneHandle:
                         f"pruned at layer {layer}, choose one up to {each.slot}"
                     )
             stages.append(replace(stage, layer=layer))
+        numbers = [stage.layer for stage in stages]
+        if len(stages) > 1 and numbers[-1] >= len(self.layers):
+            raise ValueError(
+                f"strategy {config.strategy!r} drops tokens at layers {', '.join(map(str, numbers))}, and this decoder "
+                f"has {len(self.layers)}: choose others"
+            )
         stages = list({stage.layer: stage for stage in stages}.values())  # of stages raised to one layer, the last one
         check_budget(config, tuple(stages), len(self.layers))
         placed = [replace(selectors[0], stages=tuple(stages), index=index) for index in range(len(stages))]
         if len(stages) == 1:
             config = replace(config, layer=stages[0].layer)
         return config, placed
+
+    def _lacks_attention(self, needs: frozenset[str], layer: int) -> bool:
+        """Does a stage at `layer` need a softmax attention where this decoder has another kind of layer?"""
+        before = bool(needs & OF_ATTENTION) and layer > 0 and self.layers[layer - 1].recurrent
+        return before or (NEXT in needs and self.layers[layer].recurrent)
 
     def _attach(self) -> None:
         count = len(self.layers)

@@ -283,15 +283,9 @@ class Forward:
         """What the attention of `layer` would be given if nothing were dropped before it; None: nobody asks."""
         if "next_attention" not in self.handle.needs:
             return None
-        module, attention = self.handle.decoder.layers[layer], self.handle.layers[layer].attention
-        norm = getattr(module, "input_layernorm", None)
-        if norm is None or attention is None or self.handle.layers[layer].shares:
-            raise ValueError(
-                f"strategy {self.handle.config.strategy!r} needs the attention of layer {layer} before it runs, which "
-                f"{type(module).__name__} cannot give: no `input_layernorm`, or no keys of its own"
-            )
+        attention: Any = self.handle.layers[layer].attention
         with torch.no_grad():
-            given = {"hidden_states": norm(hidden)}
+            given = {"hidden_states": self.handle.decoder.layers[layer].input_layernorm(hidden)}
         for name, value in arguments.items():
             if name in inspect.signature(attention.forward).parameters and name not in given:
                 left = self.kept and name != "attention_mask"
@@ -328,7 +322,8 @@ class Forward:
         def rows(queries: torch.Tensor, rope: bool) -> torch.Tensor:
             places = torch.arange(len(valid), device=queries.device)
             seen = (places <= queries[:, None]) & torch.from_numpy(valid).to(queries.device)
-            return attention_rows(attention, own, one, queries, seen, rope)[0].mean(0)
+            positions = self.kept[-1].rows[row] if self.kept else places
+            return attention_rows(attention, own, one, queries, seen, positions, rope)[0].mean(0)
 
         return rows
 

@@ -188,6 +188,9 @@ class _Given:
         known, theirs = self._known
         return (keys, values) if known is None else (known, theirs)
 
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(f"attention rows cannot be had of this model: its attention reads `{name}` of its cache")
+
 
 def _rows(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any) -> Any:
     """An attention function that computes softmax rows and no output; `module.dart_take` receives them."""
@@ -196,7 +199,10 @@ def _rows(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tens
     scores = chosen.float() @ key.transpose(-1, -2) * kwargs.get("scaling", query.shape[-1] ** -0.5)
     if (cap := kwargs.get("softcap")) is not None:
         scores = torch.tanh(scores / cap) * cap
-    module.dart_take(scores.masked_fill(~module.dart_seen, torch.finfo(scores.dtype).min).softmax(-1))
+    seen, positions, window = module.dart_seen, module.dart_positions, kwargs.get("sliding_window")
+    if window is not None:
+        seen = seen & (positions[module.dart_asked][:, None] - positions < window)
+    module.dart_take(scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1))
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
 
@@ -210,19 +216,22 @@ def attention_rows(
     recorded: Recorder,
     queries: torch.Tensor,
     seen: torch.Tensor,
+    positions: torch.Tensor,
     rope: bool,
 ) -> torch.Tensor:
     """float32 [1, heads, R, S]: softmax rows of the chosen queries (LongTensor [R]) of one sample, by any kernel.
 
     given: the keyword arguments that `attention` is called with, of one sample; recorded: its keys and values, None
-    before it has run. seen: bool [R, S]. rope: False compares queries and keys before their rotation. The attention's
-    own projections, norms and rotation are used, for the chosen queries alone where the keys are known and rotated.
+    before it has run. seen: bool [R, S], without the layer's window, which counts in positions (LongTensor [S], of what
+    was there before any token was dropped). rope: False compares queries and keys before their rotation. The
+    attention's own projections, norms and rotation are used, for the chosen queries alone where the keys are known and
+    rotated.
     """
     found: list[torch.Tensor] = []
     clone = copy.copy(attention)
     clone.config = copy.copy(attention.config)
     clone.config._attn_implementation = CAPTURE
-    clone.dart_take, clone.dart_seen = found.append, seen
+    clone.dart_take, clone.dart_seen, clone.dart_positions, clone.dart_asked = found.append, seen, positions, queries
     name = str(cache_argument(attention))
     length = given["hidden_states"].shape[1]
     if rope and recorded.keys is not None:

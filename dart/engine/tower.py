@@ -97,17 +97,27 @@ class Tower:
             if grid is None:
                 raise ValueError(f"{self.refused}where its visual tokens lie is not known")
             return grid.to(device)
-        captured = forward.tower or (forward.prompt.tower if forward.prompt is not None else {})
+        captured, beams = forward.tower, 1
+        if not captured and forward.prompt is not None:
+            captured = forward.prompt.tower
+            beams = self._beams(spans, captured)
         if (runs := len(captured.get("features", ()))) != 1:
             raise ValueError(
                 f"{self.refused}the vision tower ran {runs} times in this forward, and its signals can be had when it "
                 "runs once, for all images of the batch"
             )
         values = self._signal(name, {key: value[0] for key, value in captured.items()}).to(device)
-        rows, places = self._tokens(spans, *captured["features"][0].shape[:2])
-        full = values.new_zeros(*spans.shape, *values.shape[2:])
+        rows, places = self._tokens(spans[::beams], *captured["features"][0].shape[:2])
+        full = values.new_zeros(len(spans) // beams, spans.shape[1], *values.shape[2:])
         full[to_device(rows, device), to_device(places, device)] = values.flatten(0, 1)
-        return full
+        return full.repeat_interleave(beams, 0)
+
+    @staticmethod
+    def _beams(spans: np.ndarray, captured: dict[str, Any]) -> int:
+        """How often `generate` repeats each row, whose images it has encoded once before."""
+        views = sum(len(each) for each in captured.get("features", ()))
+        beams = sum(len(np.unique(row[row > 0])) for row in spans) // max(views, 1)
+        return beams if beams > 1 and len(spans) % beams == 0 else 1
 
     def _signal(self, name: str, captured: dict[str, torch.Tensor]) -> torch.Tensor:
         """[views, n, ...], of the patches that the projector was given."""
