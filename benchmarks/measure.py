@@ -86,7 +86,8 @@ def settings_for(strategies: list[str], keeps: list[int | float], layer: int) ->
     settings = [Setting(UNPRUNED)]
     for keep in keeps:
         settings += [
-            Setting(f"{name} {keep}", dart.DartConfig(keep=keep, layer=layer, strategy=name)) for name in strategies
+            Setting(f"{name} {keep}", dart.DartConfig(keep=keep, layer=layer, strategy=name, exact=False))
+            for name in strategies
         ]
         settings.append(Setting(f"{ORACLE} {keep}", dart.DartConfig(keep=keep, layer=layer), oracle=True))
     return settings

@@ -93,7 +93,9 @@ def dart_config(args: argparse.Namespace, anyres: bool = False) -> DartConfig | 
             scope=args.scope,
             strategy=args.strategy,
             seed=args.seed,
+            exact=False,  # every strategy keeps what DART keeps: rows of one budget are equal
         )
+        dart.strategies.get(config.strategy)
     except (TypeError, ValueError) as error:
         raise UserError(f"DART flags: {error}") from error
     return config if args.sparse else None

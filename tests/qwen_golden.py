@@ -109,4 +109,4 @@ def batch(*rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def cache_lengths(cache: Any) -> list[int]:
-    return [cache.get_seq_length(layer) for layer in range(len(cache.layers))]
+    return [layer.keys.shape[2] for layer in cache.layers]

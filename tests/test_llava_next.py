@@ -203,7 +203,7 @@ def test_both_classes_number_the_tiles_alike(converted, name):
     spans = loaded()[1].merge(ids, pixels, image_sizes=sizes).visual_span_ids
     inputs = for_transformers(name)
     with dart.prune(converted, dart.DartConfig(keep=320)) as handle:
-        assert torch.equal(handle.adapter.visual_span_ids(converted, inputs), spans)
+        assert torch.equal(handle.family.visual_span_ids(converted, inputs), spans)
         converted(**inputs)
         kept = handle.last.kept[0].tolist()
         converted.generate(**inputs, num_beams=2, max_new_tokens=2, do_sample=False)
@@ -287,6 +287,7 @@ def test_other_language_models_load_prune_and_decode(kind, tmp_path):
 
 def test_unknown_language_models_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llava_next", "mm_vision_tower": "x"}')
+    (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match="model_type 'llava_next' is not one of llava_llama.*transformers"):
         load_pretrained_model(str(tmp_path), None, "any", device="cpu")
 

@@ -111,7 +111,7 @@ def test_qwen3_quota_for_each_frame():
     model = qwen3()
     with torch.no_grad(), dart.prune(model, KEEP) as handle:
         model(**ROWS["video"])
-    spans = handle.adapter.visual_span_ids(model, ROWS["video"])[0]
+    spans = handle.family.visual_span_ids(model, ROWS["video"])[0]
     kept = spans[handle.last.kept[0]]
     assert [int((kept == frame).sum()) for frame in (1, 2)] == [KEEP.num_kept(16)] * 2
 

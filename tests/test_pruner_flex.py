@@ -70,9 +70,9 @@ def test_the_block_mask_is_the_dense_mask(past):
     valid[0, 0] = False
     position = torch.arange(past, length)
     causal = (torch.arange(length)[None, :] <= position[:, None])[None, None] & valid[:, None, None]
-    full = create_block_mask(lambda b, h, q, k: q >= k, 2, None, 6, length, device="cpu")
-    block = gather_mask(full, rows, columns, past, True, valid)
-    wanted = gather_mask(causal, rows, columns, past, True, None)[:, 0]
+    full = create_block_mask(lambda b, h, q, k: (q + past >= k) & valid[b, k], 2, None, 6, length, device="cpu")
+    block = gather_mask(full, rows, columns, 6, past, True, False)
+    wanted = gather_mask(causal, rows, columns, 6, past, True, False)[:, 0]
     real = rows >= 0  # what a padding query sees is nobody's business, as long as it sees something
     got = dense(block, *wanted.shape[1:])
     assert torch.equal(got[real], wanted[real])

@@ -59,7 +59,7 @@ def test_a_quota_for_each_span(model, name):
     row = ROWS[name]
     with torch.no_grad(), dart.prune(model, KEEP) as handle:
         model(**row)
-    spans = handle.adapter.visual_span_ids(model, row)[0]
+    spans = handle.family.visual_span_ids(model, row)[0]
     for span in (1, 2):
         held = int((spans == span).sum())
         assert int((spans[handle.last.kept[0]] == span).sum()) == KEEP.num_kept(held) < held

@@ -100,10 +100,13 @@ def test_a_wrong_dictionary_is_named(model, wrong, message):
         logits(model)
 
 
-def test_labels_are_refused_from_the_first_call_on(model):
+def test_labels_are_those_of_the_kept_tokens_from_the_first_call_on(model):
     model.config.DART_config = ORIGINAL
-    with pytest.raises(ValueError, match="labels were given"):
-        model(**ROW, labels=ROW["input_ids"])
+    labels = ROW["input_ids"]
+    out = model(**ROW, labels=labels)
+    kept = labels[0][model.dart_handle.last.rows[0]]
+    wanted = torch.nn.functional.cross_entropy(out.logits[0, :-1], kept[1:])
+    torch.testing.assert_close(out.loss, wanted)
 
 
 def test_a_saved_checkpoint_is_the_published_layout_without_the_switch(model, tmp_path):

@@ -55,6 +55,8 @@ def stage_budget(
     """
     if asked >= size:
         return float(size)
+    if len(stages) == 1 and config.budget_kind != "mean-over-layers":
+        return asked  # the research code's own roundings
     fractions = [1.0 if stage.fraction is None else stage.fraction for stage in stages]
     if config.budget_kind != "mean-over-layers":
         last = fractions[0 if config.budget_kind == "pre-llm" else -1]

@@ -145,7 +145,7 @@ class Selector:
             raise TypeError(f"strategy {name!r} must return a Reduction with a LongTensor [{tokens.keep}] in `keep`")
         if keep.numel() != tokens.keep:
             raise ValueError(f"strategy {name!r} kept {keep.numel()} visual tokens where it must keep {tokens.keep}")
-        ascending = (keep[1:] > keep[:-1]).all() if keep.numel() > 1 else torch.ones((), dtype=torch.bool)
+        ascending = (keep[1:] > keep[:-1]).all()
         message = f"strategy {name!r} must keep different positions of its token group, in ascending order"
         _require(ascending & torch.isin(keep, tokens.visual).all(), message)
         if (merge := reduction.merge) is not None:
@@ -161,10 +161,10 @@ class Selector:
 
 def _require(good: torch.Tensor, message: str) -> None:
     """Raises ValueError; on a GPU the device itself checks, and nobody waits for it."""
-    if good.device.type != "cpu":
+    try:
         torch._assert_async(good, message)
-    elif not bool(good):
-        raise ValueError(message)
+    except RuntimeError as error:  # at once, on a CPU
+        raise ValueError(message) from error
 
 
 def selector(config: DartConfig, layers: int) -> list[Selector]:

@@ -172,6 +172,8 @@ def register(name: str) -> Callable[[type], type]:
     """Class decorator: `@register("mine")` makes `DartConfig(strategy="mine")` work. A name can be taken once."""
 
     def add(cls: type) -> type:
+        if not issubclass(cls, Strategy):
+            raise TypeError(f"strategy {name!r}: {cls.__qualname__} must be a subclass of dart.strategies.Strategy")
         if name in REGISTRY:
             other = type(REGISTRY[name])
             raise ValueError(

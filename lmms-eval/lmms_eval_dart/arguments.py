@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from dart import DartConfig
+from dart import DartConfig, strategies
 from dart.utils import UserError
 
 SWITCH = "Sparse"
@@ -45,7 +45,9 @@ class DartArguments:
         """
         clean = self.clean if self.mapping else {"pivot_order": "norm"} | self.clean
         try:
-            return DartConfig.from_original(self.mapping, anyres=anyres, ratio_first=ratio_first, **clean)
+            config = DartConfig.from_original(self.mapping, anyres=anyres, ratio_first=ratio_first, **clean)
+            strategies.get(config.strategy)
+            return config
         except (TypeError, ValueError) as error:
             raise UserError(f"model_args: {error}") from error
 

@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 import dart
 from dart.compat import ConfigSwitch
 from dart.engine.forward import prompt_of
+from dart.engine.layers import cache_argument
 from dart.engine.losses import kept_labels
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.model.llava_arch import Images, LlavaMetaForCausalLM, add_vision_modules
@@ -62,19 +63,20 @@ class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         images: Images | None = None,
         image_sizes: Sequence[Sequence[int]] | None = None,
         visual_span_ids: torch.Tensor | None = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """input_ids LongTensor [B, S] with -200 for every picture; images, image_sizes: see `encode_images`.
 
-        With a cache, input_ids are the new tokens and attention_mask (if any) covers cached and new ones. The logits
-        are [B, S', V]: S' counts visual tokens, after pruning only the kept ones. Raises ValueError for placeholders
-        without pictures.
+        With a cache (under either name), input_ids are the new tokens and attention_mask (if any) covers cached and
+        new ones. The logits are [B, S', V]: S' counts visual tokens, after pruning only the kept ones. Raises
+        ValueError for placeholders without images.
         """
         if inputs_embeds is None and input_ids is not None:
             if images is None and input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
@@ -84,13 +86,14 @@ class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
                 input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
                 attention_mask, visual_span_ids = merged.attention_mask, merged.visual_span_ids
                 position_ids = merged.position_ids
+        name = str(cache_argument(self.model.layers[0]))  # as this release of transformers calls it
         outputs = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             visual_span_ids=visual_span_ids,
+            **{name: past_key_values if cache is None else cache},
             **kwargs,
         )
         if labels is not None:
