@@ -21,6 +21,9 @@ ENGINE_TESTS := tests/matrix/test_matrix.py $(addprefix tests/test_,dart_command
 	llava_next.py llava_next_golden.py methods.py more_families.py pruner*.py properties.py qwen*.py seam.py selection.py \
 	static_cache.py training.py uses.py)
 
+# Two processes, each of which computes on one thread.
+WORKERS ?= -n 2 --dist loadfile
+
 .PHONY: setup setup-lmms lock clean-env demo test test-lmms test-oldest test-newest check bench bench-gpu
 
 setup: $(STAMP)
@@ -79,13 +82,13 @@ demo: setup
 	$(VENV)/bin/python scripts/demo.py
 
 test: setup
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(WORKERS)
 
 test-lmms: setup-lmms
 	$(LMMS)/bin/python -m pytest tests/test_lmms_*.py
 
 test-oldest: $(OLDEST_STAMP)
-	$(OLDEST)/bin/python -m pytest $(ENGINE_TESTS)
+	$(OLDEST)/bin/python -m pytest $(WORKERS) $(ENGINE_TESTS)
 
 # The newest transformers that the index has today, over the lock. It tells and does not fail: nobody here chose that release.
 RULE := ========================================================================
@@ -94,7 +97,7 @@ test-newest: setup
 	$(call install,$(NEWEST),test)
 	@verdict='FAILED, mend this next'; \
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade transformers \
-		&& $(NEWEST)/bin/python -m pytest $(ENGINE_TESTS) && verdict=PASSED; \
+		&& $(NEWEST)/bin/python -m pytest $(WORKERS) $(ENGINE_TESTS) && verdict=PASSED; \
 	release=$$($(NEWEST)/bin/python -c 'from importlib.metadata import version; print(version("transformers"))'); \
 	printf '%s\n' '' '$(RULE)' "test-newest: transformers $$release: $$verdict" '$(RULE)'
 

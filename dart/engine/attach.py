@@ -146,14 +146,13 @@ class PruneHandle:
                     )
             stages.append(replace(stage, layer=layer))
         numbers = [stage.layer for stage in stages]
-        if len(stages) > 1 and numbers[-1] >= len(self.layers):
+        if len(stages) > 1 and (len(set(numbers)) < len(stages) or numbers[-1] >= len(self.layers)):
             raise ValueError(
-                f"strategy {config.strategy!r} drops tokens at layers {', '.join(map(str, numbers))}, and this decoder "
-                f"has {len(self.layers)}: choose others"
+                f"strategy {config.strategy!r} drops tokens at {len(stages)} layers, of which this decoder of "
+                f"{len(self.layers)} leaves {', '.join(map(str, numbers))}: choose others"
             )
-        stages = list({stage.layer: stage for stage in stages}.values())  # of stages raised to one layer, the last one
         check_budget(config, tuple(stages), len(self.layers))
-        placed = [replace(selectors[0], stages=tuple(stages), index=index) for index in range(len(stages))]
+        placed = [replace(each, stages=tuple(stages)) for each in selectors]
         if len(stages) == 1:
             config = replace(config, layer=stages[0].layer)
         return config, placed

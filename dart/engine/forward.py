@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -368,15 +369,13 @@ class Forward:
         if kept.layer == number:
             hidden = self._gather(place, kept, hidden, others)
         flash, rows = self.handle.flash, self._last_rows(kept, hidden)
-        changed = {
-            name: self._once(
-                (place, name, id(value), rows.shape[1]),
-                value,
-                lambda n=name, v=value: gather_argument(n, v, rows, self.length, flash),
-            )
-            for name, value in others.items()
-            if name not in ("attention_mask", layer.cache)
-        }
+        changed = {}
+        for name, value in others.items():
+            if name not in ("attention_mask", layer.cache):
+                gather = partial(gather_argument, name, value, rows, self.length, flash)
+                # What has a gradient is gathered anew: a checkpointed layer must save the same tensors both times.
+                own = isinstance(value, torch.Tensor) and value.requires_grad
+                changed[name] = gather() if own else self._once((place, name, id(value), rows.shape[1]), value, gather)
         changed[layer.cache] = cache
         mask = others.get("attention_mask")
         if layer.recurrent:
