@@ -95,7 +95,7 @@ def dart_config(args: argparse.Namespace, anyres: bool = False) -> DartConfig | 
             seed=args.seed,
             exact=False,  # every strategy keeps what DART keeps: rows of one budget are equal
         )
-        dart.strategies.get(config.strategy)
+        dart.strategies.in_model(config.strategy)
     except (TypeError, ValueError) as error:
         raise UserError(f"DART flags: {error}") from error
     return config if args.sparse else None

@@ -59,3 +59,9 @@ def test_prunes_a_model_and_leaves_no_trace(name: str) -> None:
     assert (handle.last.visual_before, handle.last.visual_after) == ([PATCHES], [kept])
     assert pruned.shape[1] == TEXT_BEFORE + kept + TEXT_AFTER and tokens.shape[1] == ids.shape[1] + 3
     assert torch.equal(model(input_ids=ids, pixel_values=pixels).logits, before)
+
+
+def test_commands_refuse_a_strategy_that_changes_images():
+    assert dart.strategies.in_model("uniform") is dart.strategies.get("uniform")
+    with pytest.raises(ValueError, match="'downsample' changes images before the processor.*handle.prepare"):
+        dart.strategies.in_model("downsample")

@@ -174,10 +174,12 @@ def main(argv: list[str] | None = None) -> None:
     if not args.image and not args.video:
         raise UserError("there is nothing to look at: give --image FILE or --video PATH")
     config = config_of(args)
+    from dart import strategies
     from dart.media import read_image, read_video
 
     images = [read_image(path) for path in args.image]
     videos = [read_video(path, args.frames, args.fps) for path in args.video]
+    strategies.in_model(config.strategy)
     from transformers.utils import logging
 
     from dart.cli.loading import load

@@ -31,3 +31,17 @@ def get(name: str) -> Strategy:
     near = difflib.get_close_matches(str(name), REGISTRY, 1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     raise ValueError(f"unknown strategy {name!r}{hint}; known: {', '.join(sorted(REGISTRY))}")
+
+
+def in_model(name: str) -> Strategy:
+    """The strategy of that name, for a command: it gives images to the processor as they are.
+
+    Raises ValueError for an unknown one, and for one that wants other images.
+    """
+    strategy = get(name)
+    if type(strategy).pixels is not Strategy.pixels:
+        raise ValueError(
+            f"strategy {name!r} changes images before the processor, which this command does not do: in your own code, "
+            "give the processor `handle.prepare(images)`"
+        )
+    return strategy
