@@ -41,7 +41,8 @@ def from_original(
     fields: dict[str, Any] = {new: mapping[old] for old, new in ORIGINAL_FIELDS.items() if old in mapping}
     fields |= {name: mapping[name] for name in ORIGINAL_EXTRAS if name in mapping}
     fields.setdefault("pivot_order", "original")
-    fields.setdefault("exact", False)  # the dictionary states budgets as DART counts them
+    if mapping.get("strategy", "dart") != "dart":
+        fields.setdefault("exact", False)  # the dictionary states budgets as DART counts them
     if anyres:
         fields.setdefault("scope", "joint")
     retain = mapping.get("retain_token_num_for_llava_next")
