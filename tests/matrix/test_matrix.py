@@ -32,6 +32,8 @@ def kind(request):
 @pytest.mark.parametrize("name", zoo.names())
 def test_every_family_is_exact_or_refused_as_documented(name):
     result = families.result_of(name)
+    if families.MISSING in result.reason:
+        pytest.skip(result.reason)
     row = re.search(rf"^\| {re.escape(name)} \| (exact|refused: .*?) \|", DOCUMENT.read_text(), re.MULTILINE)
     documented = re.search(r"transformers ([\d.]+)", DOCUMENT.read_text()).group(1)
     if ":" not in name and documented == transformers.__version__:
