@@ -85,5 +85,7 @@ def write_clip(frames: list[Scene], path: Path) -> None:
         clip.mux(stream.encode())
 
 
+MAKERS = {"two_images": make_two_images, "video": make_video}
+
 if __name__ == "__main__":
-    command({"two_images": make_two_images, "video": make_video}, __doc__)
+    command(MAKERS, __doc__)
