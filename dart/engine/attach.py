@@ -19,7 +19,6 @@ from dart.config import DartConfig
 from dart.engine import layers as surface
 from dart.engine.budgets import check_budget
 from dart.engine.forward import CURRENT, FINISHED, SAVED, Forward, current, prompt_of
-from dart.engine.host import HostCopy
 from dart.engine.layers import Recorder
 from dart.engine.layout import cache_layer, is_static, layout_of, stored_tokens
 from dart.engine.losses import loss_of_kept
@@ -27,7 +26,6 @@ from dart.engine.masks import gather_mask
 from dart.engine.selection import selector
 from dart.engine.tower import Tower
 from dart.families import family_of
-from dart.families.base import runs_of
 from dart.report import PruneReport
 from dart.strategies.base import Stage
 
@@ -62,9 +60,8 @@ class PruneHandle:
         self.family = family_of(self.model)
         self.decoder: Any = self.family.decoder(self.model)
         if getattr(self.model.config, "DART_config", None) is None:
-            getattr(
-                self.model, "dart_handle", None
-            )  # a switch that was turned off since the last forward detaches here
+            # A switch that was turned off since the last forward detaches here.
+            getattr(self.model, "dart_handle", None)
         if handle_of(self.model) is not None:
             raise ValueError("this model is pruned already: remove the first handle before calling dart.prune again")
         self.layers = surface.read_layers(self.decoder)
@@ -231,10 +228,7 @@ class PruneHandle:
         generate = partial(type(self.model).generate, self.model)
         if not isinstance(prompt, torch.Tensor) or prompt.ndim < 2 or self.family.expands_prompts:
             return generate(*args, **kwargs)
-        ids = {} if not isinstance(inputs, torch.Tensor) else {"input_ids": inputs}
-        spans = None if kwargs.get("inputs_embeds") is not None else self.family.visual_mask(self.model, ids)
-        visual = None if spans is None else HostCopy(runs_of(spans))
-        with prompt_of(int(prompt.shape[1]), chunk is not None, visual):
+        with prompt_of(int(prompt.shape[1]), chunk is not None, inputs if embeds is None else None):
             return generate(*args, **kwargs)
 
     def _enter_now(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -278,13 +272,13 @@ class PruneHandle:
                 f"{type(self.decoder).__name__} hands its arguments not on to its layers: under gradient checkpointing "
                 "DART needs transformers 5.20 or newer here"
             )
-        arguments = surface.bound(module, args, kwargs)
+        arguments = {**dict(zip(layer.takes, args, strict=False)), **kwargs}
         hidden = arguments["hidden_states"]
         for stage, place in enumerate(self.stages):
             if place.layer == number:
                 forward.select(stage, number, hidden, arguments)
             elif place.layer == number + 1 and forward.wants(stage):
-                changed = self._record(forward, number, module, args, kwargs) or changed
+                changed = self._record(forward, number, module, hidden, args, kwargs) or changed
         others = {name: value for name, value in arguments.items() if name != "hidden_states"}
         got = forward.arguments(number, layer, hidden, others)
         if got is None:
@@ -293,8 +287,7 @@ class PruneHandle:
         if layer.cache in kwargs and changed is not None:
             others[layer.cache] = changed[1][layer.cache]
         # What came by position goes by position: reentrant checkpointing detaches these alone.
-        places = surface.positional(module, len(args))[1:]
-        return (hidden, *(others.pop(name) for name in places)), others
+        return (hidden, *(others.pop(name) for name in layer.takes[1 : len(args)])), others
 
     def _before_compiled_layer(self, number: int, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """A traced step: the mask's columns that the layer's slots hold, from the cache's own tensors alone."""
@@ -311,10 +304,12 @@ class PruneHandle:
         columns = layout.columns(*stored_tokens(own))
         return args, {**kwargs, "attention_mask": gather_mask(mask, None, columns, 1, 0, False, False)}
 
-    def _record(self, forward: Forward, number: int, module: Any, args: tuple, kwargs: dict) -> tuple | None:
+    def _record(
+        self, forward: Forward, number: int, module: Any, hidden: torch.Tensor, args: tuple, kwargs: dict
+    ) -> tuple | None:
         """Before the last layer in front of a stage: remember what its strategy will ask for."""
         if "previous" in self.needs:
-            forward.states[number] = surface.bound(module, args, kwargs)["hidden_states"].detach()
+            forward.states[number] = hidden.detach()
         # A checkpointed layer takes its cache away from its attention, which gets the recorder itself then.
         if not self.needs & OF_ATTENTION or surface.checkpoints(module):
             return None

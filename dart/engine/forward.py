@@ -40,23 +40,23 @@ PROMPT: ContextVar[Prompt | None] = ContextVar("dart_prompt", default=None)
 class Prompt:
     """What a call of `generate` asks: tokens from `length` on are answers or drafts, and never pruned.
 
-    chunked: the prompt comes in several forwards; visual: its visual spans, for models whose `generate` merges images
-    into embeddings before any forward; tower: what `dart.engine.tower` captured then. spans, kept: what the first
+    chunked: the prompt comes in several forwards; ids: its input ids, for models whose `generate` merges images into
+    embeddings before any forward; tower: what `dart.engine.tower` captured then. spans, kept: what the first
     forward without a cache decided, for the next ones, which are given the prompt and the answer so far.
     """
 
     length: int
     chunked: bool = False
-    visual: HostCopy | None = None
+    ids: torch.Tensor | None = None
     tower: dict[str, Any] = field(default_factory=dict)
     spans: np.ndarray | None = None
     kept: dict[int, Kept] = field(default_factory=dict)
 
 
 @contextmanager
-def prompt_of(length: int, chunked: bool = False, visual: HostCopy | None = None) -> Iterator[Prompt]:
+def prompt_of(length: int, chunked: bool = False, ids: torch.Tensor | None = None) -> Iterator[Prompt]:
     """Forwards in here belong to one `generate` for a prompt of `length` tokens, images and cached ones counted."""
-    prompt = Prompt(length, chunked, visual)
+    prompt = Prompt(length, chunked, ids)
     token = PROMPT.set(prompt)
     try:
         yield prompt
@@ -130,8 +130,7 @@ class Forward:
             stored = cache.get_seq_length()
             self._past = HostCopy(stored) if isinstance(stored, torch.Tensor) else int(stored)
         if self.spans is None and self.prompt is not None and self.length == self.prompt.length and not self._past:
-            self.spans = self.prompt.visual
-            self.look(kwargs)
+            self.look({**kwargs, "input_ids": self.prompt.ids})
         self._offsets = {} if cache is None else mask_offsets(cache, self.length)
 
     @property
@@ -374,8 +373,8 @@ class Forward:
             if name not in ("attention_mask", layer.cache):
                 gather = partial(gather_argument, name, value, rows, self.length, flash)
                 # What has a gradient is gathered anew: a checkpointed layer must save the same tensors both times.
-                own = isinstance(value, torch.Tensor) and value.requires_grad
-                changed[name] = gather() if own else self._once((place, name, id(value), rows.shape[1]), value, gather)
+                anew = isinstance(value, torch.Tensor) and value.requires_grad
+                changed[name] = gather() if anew else self._once((place, name, id(value), rows.shape[1]), value, gather)
         changed[layer.cache] = cache
         mask = others.get("attention_mask")
         if layer.recurrent:

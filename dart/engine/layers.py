@@ -56,11 +56,6 @@ def bound(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, A
     return {**arguments, **arguments.pop("kwargs", {})}
 
 
-def positional(module: nn.Module, count: int) -> list[str]:
-    """The names of the first `count` arguments of `module.forward`."""
-    return list(inspect.signature(module.forward).parameters)[:count]
-
-
 def attention_of(layer: nn.Module) -> nn.Module | None:
     """The layer's softmax attention; None for layers of another kind (linear attention, convolutions, Mamba)."""
     for name, child in layer.named_children():
@@ -74,11 +69,13 @@ def attention_of(layer: nn.Module) -> nn.Module | None:
 class Layer:
     """One decoder layer as the engine sees it.
 
-    cache: the name of its cache argument. attention: its softmax attention, None where it has none. slot: the number
-    of the cache's layer that it writes to. shares: it reads what the layer that writes to `slot` has seen, and writes
-    nothing (Gemma 3n and 4). recurrent: it takes its mask as [B, S] over the tokens of this forward.
+    takes: the names of its arguments, in order; cache: that of its cache. attention: its softmax attention, None where
+    it has none. slot: the number of the cache's layer that it writes to. shares: it reads what the layer that writes
+    to `slot` has seen, and writes nothing (Gemma 3n and 4). recurrent: it takes its mask as [B, S] over the tokens of
+    this forward.
     """
 
+    takes: tuple[str, ...]
     cache: str
     attention: nn.Module | None
     slot: int
@@ -96,7 +93,7 @@ def read_layers(decoder: Any) -> list[Layer]:
     for number, module in enumerate(decoder.layers):
         attention = attention_of(module)
         name = cache_argument(module)
-        taken = inspect.signature(module.forward).parameters
+        taken = tuple(inspect.signature(module.forward).parameters)
         missing = [] if name else ["a KV cache"]
         missing += [] if "attention_mask" in taken else ["attention_mask"]
         if missing:
@@ -108,10 +105,10 @@ def read_layers(decoder: Any) -> list[Layer]:
         slot = number if slot is None else int(slot)
         kind = getattr(attention, "layer_type", None)
         if getattr(attention, "is_kv_shared_layer", False):
-            read.append(Layer(str(name), attention, writers[kind], True))
+            read.append(Layer(taken, str(name), attention, writers[kind], True))
             continue
         writers[kind] = slot
-        read.append(Layer(str(name), attention, slot))
+        read.append(Layer(taken, str(name), attention, slot))
     return read
 
 

@@ -7,7 +7,7 @@ the device before a selection, never inside.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from dart.engine.budgets import group_budgets, stage_budget
 from dart.engine.host import HostCopy, to_device
 from dart.engine.layout import PADDING
 from dart.engine.signals import Signals
-from dart.strategies.base import Batch, GroupPlan, Merge, Reduction, Stage, Strategy, Tokens
+from dart.strategies.base import Batch, GroupPlan, Merge, Reduction, Stage, Strategy, Tokens, with_forced
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ class Selector:
         for positions, size, asked in self._groups(visual, spans, sizes):
             forced = None if pivots is None else _forced(pivots, visual, positions, text)
             budget = stage_budget(self.config, self.stages, self.index, size, asked, self.layers)
-            keep = self.strategy.count(*_counted(self.config, positions, text, forced, budget))
+            config = with_forced(self.config, forced, positions)
+            keep = self.strategy.count(config, positions.size, budget, text.size)
             if keep < positions.size:
                 plans.append(GroupPlan(positions, text, budget, keep, start, forced))
         return plans
@@ -193,16 +194,6 @@ def merge_states(hidden: torch.Tensor, merges: list[list[tuple[torch.Tensor, Mer
     return hidden
 
 
-def _counted(
-    config: DartConfig, positions: np.ndarray, text: np.ndarray, forced: list[int] | None, budget: float
-) -> tuple[DartConfig, int, float, int]:
-    if forced is None:
-        return config, positions.size, budget, text.size
-    images = int(np.isin(forced, positions).sum())
-    counts = replace(config, image_pivots=images, text_pivots=len(forced) - images)
-    return counts, positions.size, budget, len(forced) - images
-
-
 def _forced(pivots: Sequence[int], visual: np.ndarray, positions: np.ndarray, text: np.ndarray) -> list[int]:
     """The forced pivots that act on one group (`positions`): its own and the text's. Raises ValueError."""
     forced = [int(p) for p in pivots]
@@ -256,8 +247,8 @@ def select(
     if single:
         hidden, keys, visual_mask = hidden[None], keys[None], visual_mask[None]
     spans = HostCopy(visual_mask).numpy().astype(np.int64)
-    batch = _simple(config).batch(hidden, None, keys, spans, None, None, spans > 0, pivots)
-    kept = _run(batch, config)
+    stage = _simple(config)
+    kept = _run(stage, stage.batch(hidden, None, keys, spans, None, None, spans > 0, pivots))
     rows = [row[kept.rows.shape[1] - width :] for row, width in zip(kept.rows, kept.widths, strict=True)]
     if single:
         return rows[0]
@@ -271,8 +262,9 @@ def select_rows(
 
     The arguments are those of `Selector.batch`.
     """
-    batch = plan_batch(hidden, norm, keys, spans, valid, config)
-    return None if min(batch.widths) == spans.shape[1] else _run(batch, config)
+    stage = _simple(config)
+    batch = stage.batch(hidden, norm, keys, spans, valid)
+    return None if min(batch.widths) == spans.shape[1] else _run(stage, batch)
 
 
 def plan_batch(
@@ -292,7 +284,8 @@ def _simple(config: DartConfig) -> Selector:
     return stages[0]
 
 
-def _run(batch: Batch, config: DartConfig) -> Kept:
-    samples = zip(batch.hidden, batch.keys, strict=True)
-    signals = [Signals(states, batch.norm, {"keys": own, "values": own}, config.strategy) for states, own in samples]
-    return _simple(config).run(batch, signals)
+def _run(stage: Selector, batch: Batch) -> Kept:
+    name, samples = stage.config.strategy, zip(batch.hidden, batch.keys, strict=True)
+    return stage.run(
+        batch, [Signals(states, batch.norm, {"keys": own, "values": own}, name) for states, own in samples]
+    )

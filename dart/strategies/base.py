@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -158,6 +158,14 @@ class Strategy:
     def option(self, config: DartConfig, name: str) -> Any:
         """The value of an option of its own."""
         return config.options.get(name, self.options[name])
+
+
+def with_forced(config: DartConfig, forced: list[int] | None, visual: np.ndarray) -> DartConfig:
+    """The settings with as many pivots of each kind as are forced on the group of the positions `visual`."""
+    if forced is None:
+        return config
+    images = int(np.isin(forced, visual).sum())
+    return replace(config, image_pivots=images, text_pivots=len(forced) - images)
 
 
 def highest(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -7,16 +7,14 @@ code's own roundings and ties, which its published numbers rest on.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch.nn.functional import normalize
 
 from dart import kernels
 from dart.config import DartConfig
-from dart.strategies.base import Batch, GroupPlan, Reduction, Strategy, Tokens, register
+from dart.strategies.base import Batch, GroupPlan, Reduction, Strategy, Tokens, register, with_forced
 
 if TYPE_CHECKING:
     from dart.engine.signals import Signals
@@ -144,10 +142,7 @@ class Dart(Strategy):
 
 def pivot_plan(config: DartConfig, plan: GroupPlan) -> tuple[int, list[int]]:
     """(image pivots, tokens that each visited pivot takes) of a token group."""
-    if plan.forced is not None:
-        images = int(np.isin(plan.forced, plan.visual).sum())
-        config = replace(config, image_pivots=images, text_pivots=len(plan.forced) - images)
-        return config.plan(plan.visual.size, plan.budget)[1:]
+    config = with_forced(config, plan.forced, plan.visual)
     return config.plan(plan.visual.size, plan.budget, plan.text.size)[1:]
 
 

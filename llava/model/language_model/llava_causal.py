@@ -49,6 +49,7 @@ class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
     def set_up(self, decoder: nn.Module, config: Any) -> None:
         """The last part of `__init__`: `self.model`, the head."""
         self.model = decoder
+        self.cache_name = str(cache_argument(decoder.layers[0]))  # type: ignore[index]  # in this transformers
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()  # type: ignore[attr-defined]
@@ -86,14 +87,13 @@ class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
                 input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
                 attention_mask, visual_span_ids = merged.attention_mask, merged.visual_span_ids
                 position_ids = merged.position_ids
-        name = str(cache_argument(self.model.layers[0]))  # as this release of transformers calls it
         outputs = super().forward(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             visual_span_ids=visual_span_ids,
-            **{name: past_key_values if cache is None else cache},
+            **{self.cache_name: past_key_values if cache is None else cache},
             **kwargs,
         )
         if labels is not None:
