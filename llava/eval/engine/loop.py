@@ -176,13 +176,13 @@ def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequen
     settings = settings_of(args, examples)
     if not args.overwrite:
         answers_so_far(path, settings)  # refused before a model is loaded
-    print(f"model: {args.model_path}\ndata: {args.question_file} ({len(examples)} questions)", flush=True)
+    _say(f"model: {args.model_path}\ndata: {args.question_file} ({len(examples)} questions)", ranks)
     loaded = loaded or load(args, ranks)
     if args.overwrite:
         remove(*parts_of(path))
     with AnswersFile(ranks.part(path), settings, args.overwrite) as answers, pruned(loaded.model, args) as handle:
         done = answers_so_far(path, settings)
-        _answer(ranks.share(examples), done, answers, loaded, args, handle)
+        _answer(examples, ranks, done, answers, loaded, args, handle)
         report = None if handle is None else handle.last
     merged = merge(path, examples, settings)
     alone = ranks.count == 1 or not open_questions(examples, done)
@@ -206,19 +206,30 @@ def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
         )
 
 
+def _say(text: str, ranks: Ranks) -> None:
+    """A line about this process. Of several it goes to stderr: stdout has the figures alone, whoever ends first."""
+    tqdm.write(text, file=sys.stdout if ranks.count == 1 else sys.stderr)
+    sys.stdout.flush()
+
+
 def _answer(
     examples: Sequence[Example],
+    ranks: Ranks,
     done: Counter[Key],
     answers: AnswersFile,
     loaded: Loaded,
     args: argparse.Namespace,
     handle: PruneHandle | None,
 ) -> None:
-    """Append the answers of the examples without one, each batch as soon as it is there. done: answers there are."""
+    """Append the answers of this process's examples without one, each batch as soon as it is there.
+
+    done: answers there are.
+    """
+    examples = ranks.share(examples)
     todo = open_questions(examples, done)
     there, began = len(examples) - len(todo), time.monotonic()
     if there:
-        print(f"resuming: {there} answers are there already")
+        _say(f"resuming: {there} answers are there already", ranks)
     batches = list(batches_of(todo, args.batch_size))
     encoded = EncodedExamples(todo, loaded, args)
     stream = DataLoader(encoded, batch_sampler=batches, collate_fn=_collate, num_workers=workers_of(args, loaded))
@@ -232,7 +243,7 @@ def _answer(
                 asked = [todo[k] for k in places[: len(batch.ids)]]
                 texts = generate(loaded, batch, args, [(e.question_id, e.prompt) for e in asked])
                 if first:
-                    bar.write(_describe(handle), file=sys.stdout)
+                    _say(_describe(handle), ranks)
                     described = True
                 for example, text in zip(asked, texts, strict=True):
                     answers.append(answer_row(example, text, loaded.name))
@@ -242,4 +253,4 @@ def _answer(
     seconds, rate = time.monotonic() - began, ""
     if todo:
         rate = f" ({len(todo) / seconds:.1f} per second)"
-    print(f"answered {len(todo)} questions in {seconds:.1f} s{rate}")
+    _say(f"answered {len(todo)} questions in {seconds:.1f} s{rate}", ranks)
