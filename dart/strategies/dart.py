@@ -90,7 +90,7 @@ def rounded_similarities(pivots: torch.Tensor, hidden: torch.Tensor) -> torch.Te
 
 def without_ties(scores: torch.Tensor) -> torch.Tensor:
     """LongTensor [..., N] that sorts as the float32 `scores` [..., N] do, equals by their index."""
-    bits = torch.where(scores == 0, 0.0, scores).view(torch.int32)  # -0.0 and 0.0 are equal
+    bits = (scores + 0.0).view(torch.int32)  # which makes 0.0 of -0.0: they are equal
     ordered = bits ^ ((bits >> (INDEX_BITS - 1)) & SIGN_MASK)
     return (ordered.long() << INDEX_BITS) | torch.arange(scores.shape[-1], device=scores.device)
 
