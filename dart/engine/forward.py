@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dart.engine.host import HostCopy
+from dart.engine.host import HostCopy, to_device
 from dart.engine.layers import Layer, Recorder, attention_rows, cache_of, gather_argument, gather_inputs, gather_tokens
 from dart.engine.layout import cache_layer, claim, fit, is_static, layout_after, layout_of, mask_offsets, stored_tokens
 from dart.engine.masks import PADDING, gather_mask, gather_padding, visible_to_last
@@ -88,6 +88,7 @@ class Forward:
         self.prompt = PROMPT.get()
         self.spans: HostCopy | None = None
         self.valid: HostCopy | None = None
+        self.ids: HostCopy | None = None  # for strategies that ask for the question
         self.labels: torch.Tensor | None = None
         self.embeddings: torch.Tensor | None = None
         self.length = 0
@@ -114,6 +115,8 @@ class Forward:
             if spans is not None:
                 self.spans = HostCopy(spans)
                 self.inputs = arguments if self.handle.tower.needed else {}
+                ids = arguments.get("input_ids")
+                self.ids = HostCopy(ids) if "question" in self.handle.needs and ids is not None else None
         mask = arguments.get("attention_mask")
         if self.valid is None and self.spans is not None:
             if isinstance(mask, dict):
@@ -265,6 +268,8 @@ class Forward:
                 own["previous"] = self.states[layer - 1][row]
             if "embeddings" in needs:
                 own["embeddings"] = self._embeddings()[row]
+            if "question" in needs and batch.groups[row]:
+                own["question"] = to_device(self._question(row, batch.groups[row][0].text), batch.hidden.device)
             if "attention" in needs:
                 own["attention"] = self._attention(layer - 1, row, before, recorded or Recorder(None), valid[row])
             if following is not None:
@@ -297,6 +302,17 @@ class Forward:
         if self.embeddings is None:
             raise ValueError("the decoder was given no embeddings: the signal 'embeddings' cannot be had")
         return self.embeddings if not self.kept else gather_tokens(self.embeddings, self.kept[-1].rows, -2)
+
+    def _question(self, row: int, text: np.ndarray) -> np.ndarray:
+        """Those positions of `text`, what comes after the last image of a sample, that ask the question.
+
+        Without ids (embeddings alone were given; LLaVA's original classes, whose ids know no image's length): all.
+        """
+        ids = None if self.ids is None else self.ids.numpy()[row]
+        if ids is None or len(ids) < self.length or not text.size:
+            return text
+        places = text if not self.kept else HostCopy(self.kept[-1].rows).numpy()[row, text]
+        return text[self.handle.family.question(self.handle.model, ids[-self.length :][places])]
 
     def _attention(self, number: int, row: int, given: dict[str, Any], recorded: Recorder, valid: np.ndarray) -> Any:
         """`attention_rows` of one sample at the layer `number`. recorded: empty where the layer has not run yet."""

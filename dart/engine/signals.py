@@ -9,12 +9,13 @@
 | `attention` | [R, S] | `attention_rows(queries, rope=True)`: mean over heads of softmax rows of the layer before |
 | `next_attention` | [R, S] | `next_attention_rows(queries)`: those of this layer if nothing were dropped before it |
 | `embeddings` | [S, D] | the LLM's inputs |
+| `question` | [Q] | positions of the question: text after the last image, see `Family.question` |
 | `grid` | [S, 4] | frame, row, column and tile of each visual token |
 | `tower_features` | [S, E] | of each visual token, the vision tower's states before the projector |
 | `tower_keys` | [S, h, e] | of each visual token, its keys in the tower's layer whose states are used, by head |
 | `tower_attention` | [S] | attention that CLS pays each visual token there, mean of heads; without CLS, mean received |
 
-S: tokens of one sample; those of the last four are 0 for text. No S x S or N x N matrix of attention is made.
+S: tokens of one sample; those of `grid` and the tower are 0 for text. No S x S or N x N matrix of attention is made.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ NAMES = (
     "attention",
     "next_attention",
     "embeddings",
+    "question",
     "grid",
     "tower_features",
     "tower_keys",
