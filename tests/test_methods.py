@@ -108,13 +108,13 @@ def attention_row(block, hidden, angles, seen, query, rope=True):
 def reference(model, embeds, stages, choose=None):
     """(logits [n, V], {layer: positions}) of one row. No token is taken out: layers from a stage on may not look at
     those that were dropped. stages: {layer: (LongTensor of positions that stay, function of the states or None)};
-    choose(layer, hidden, seen) decides the positions of a layer whose entry is None."""
+    choose(layer, hidden, angles, seen) makes the entry of a layer whose entry is None."""
     decoder, size = model.model.language_model, embeds.shape[1]
     angles = decoder.rotary_emb(embeds, torch.arange(size)[None])
     seen, hidden, kept = torch.ones(size, dtype=torch.bool), embeds, {}
     for number, block in enumerate(decoder.layers):
         if number in stages:
-            rows, change = stages[number] or (choose(number, hidden[0], angles, seen), None)
+            rows, change = stages[number] or choose(number, hidden[0], angles, seen)
             kept[number], hidden = rows, hidden if change is None else change(hidden[0])[None]
             seen = torch.zeros(size, dtype=torch.bool).index_fill_(0, rows, True)
         blocked = ~(seen | torch.eye(size, dtype=torch.bool)) | torch.ones(size, size, dtype=torch.bool).triu(1)
@@ -173,7 +173,7 @@ def pyramiddrop(model, ids, pixels, keep):
     def choose(layer, hidden, angles, seen):
         row = attention_row(model.model.language_model.layers[layer], hidden, angles, seen, ids.shape[1] - 1)
         left = [places[seen[places]] for places in images_of(ids[0])]
-        return staying(ids[0], [places[best(row[places], counts[layer])] for places in left])
+        return staying(ids[0], [places[best(row[places], counts[layer])] for places in left]), None
 
     kept = reference(model, embed(model, ids, pixels), dict.fromkeys(counts), choose)[1]
     return {layer: (rows, None) for layer, rows in kept.items()}
@@ -282,16 +282,10 @@ def answer(model, ids, pixels, **options):
     return out.sequences[:, ids.shape[1] :], torch.stack(out.logits, 1), out.past_key_values
 
 
-@pytest.mark.parametrize("images", [1, 2])
-@pytest.mark.parametrize("keep", [9, 7])
-@pytest.mark.parametrize("name", METHODS)
-@torch.no_grad()
-def test_prefill_and_decoding_follow_the_reference(model, name, keep, images):
+def check_reference(model, ids, pixels, settings, stages):
     """Which tokens stay, the prefill's logits, and those of every decoded token, with a cache and without."""
-    ids, pixels = prompt(BEFORE, AFTER, images)
-    stages = WANTED[name](model, ids, pixels, keep)
     wanted, _ = reference(model, embed(model, ids, pixels), stages)
-    with dart.prune(model, config(name, keep * images)) as handle:
+    with dart.prune(model, settings) as handle:
         out = model(input_ids=ids, pixel_values=pixels, use_cache=True)
         report = handle.last
         tokens, logits, _ = answer(model, ids, pixels)
@@ -310,12 +304,20 @@ def test_prefill_and_decoding_follow_the_reference(model, name, keep, images):
     torch.testing.assert_close(again, logits, **CLOSE)
 
 
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("keep", [9, 7])
 @pytest.mark.parametrize("name", METHODS)
 @torch.no_grad()
-def test_a_padded_batch_equals_its_rows_alone(model, name):
+def test_prefill_and_decoding_follow_the_reference(model, name, keep, images):
+    ids, pixels = prompt(BEFORE, AFTER, images)
+    check_reference(model, ids, pixels, config(name, keep * images), WANTED[name](model, ids, pixels, keep))
+
+
+def check_batch(model, settings):
+    """A padded batch equals its rows alone; a quarter of the tokens stays."""
     one, two = prompt(3, 6, 1, seed=1), prompt(8, 9, 2, seed=2)
     ids = torch.cat([pad(one[0], (two[0].shape[1] - one[0].shape[1], 0)), two[0]])
-    with dart.prune(model, config(name, 0.25)) as handle:
+    with dart.prune(model, settings) as handle:
         alone = [answer(model, *row) for row in (one, two)]
         tokens, logits, cache = answer(model, ids, torch.cat([one[1], two[1]]), attention_mask=(ids != 0).long())
     assert handle.last.visual_after == [PATCHES // 4, PATCHES // 2]
@@ -324,6 +326,12 @@ def test_a_padded_batch_equals_its_rows_alone(model, name):
         torch.testing.assert_close(logits[row], single_logits[0], **CLOSE)
     widest = [max(counts) for counts in zip(*handle.last.visual_per_layer, strict=True)]
     assert stored(cache)[-1] >= widest[-1] + 18 + STEPS - 1  # the second row: 18 tokens of text
+
+
+@pytest.mark.parametrize("name", METHODS)
+@torch.no_grad()
+def test_a_padded_batch_equals_its_rows_alone(model, name):
+    check_batch(model, config(name, 0.25))
 
 
 class RowSpy(Strategy):
@@ -818,7 +826,7 @@ def test_stages_that_make_no_sense_are_refused_by_name(model, stages, message):
 
 def test_stages_that_this_decoder_has_no_room_for_are_refused_by_name(model):
     places = {"places": (0.5, 0.55, 1.0)}
-    with pytest.raises(ValueError, match="'pyramiddrop'.*two stages"):
+    with pytest.raises(ValueError, match="'pyramiddrop'.*decoder of 4.*2, 3, 4"):
         dart.prune(model, config("pyramiddrop", options=places))
     with pytest.raises(ValueError, match="'pyramiddrop'.*decoder of 4.*1, 2, 4"):
         dart.prune(model, config("pyramiddrop", options={"places": (0.25, 0.5, 1.0)}))

@@ -96,6 +96,7 @@ class Forward:
         self.recorders: dict[int, Recorder] = {}
         self.given: dict[int, dict[str, Any]] = {}  # to attentions, by layer
         self.states: dict[int, torch.Tensor] = {}  # hidden states before layers, for strategies that compare them
+        self.memory: dict[int, dict[int, dict[str, Any]]] = {}  # of strategies, by row and token group
         self.inputs: dict[str, Any] = {}  # of the module that knew the visual tokens
         self.tower: dict[str, Any] = {}  # see `dart.engine.tower`
         self.report: PruneReport | None = None
@@ -265,7 +266,7 @@ class Forward:
             if needs & {"keys", "values"}:
                 own["keys"], own["values"] = batch.keys[row], values[row]  # type: ignore[index]
             if "previous" in needs:
-                own["previous"] = self.states[layer - 1][row]
+                own["previous"] = self._previous(layer)[row]
             if "embeddings" in needs:
                 own["embeddings"] = self._embeddings()[row]
             if "question" in needs and batch.groups[row]:
@@ -280,9 +281,18 @@ class Forward:
             for own, values in zip(given, signal, strict=True):
                 own[name] = values
         return [
-            Signals(states, batch.norm, own, handle.config.strategy)
-            for states, own in zip(batch.hidden, given, strict=True)
+            Signals(states, batch.norm, own, handle.config.strategy, self.memory.setdefault(row, {}))
+            for row, (states, own) in enumerate(zip(batch.hidden, given, strict=True))
         ]
+
+    def _previous(self, layer: int) -> torch.Tensor:
+        """[B, S', D], the states that went into the layer before `layer`, of the tokens that are left."""
+        states, kept = self.states[layer - 1], self.kept[-1] if self.kept else None
+        if kept is None or kept.layer < layer - 1:
+            return states
+        # That layer was a stage: the states were remembered before it dropped any.
+        states = states if kept.merges is None else merge_states(states, kept.merges)
+        return gather_tokens(states, kept.local, -2)
 
     def _following(self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any]) -> dict[str, Any] | None:
         """What the attention of `layer` would be given if nothing were dropped before it; None: nobody asks."""
@@ -315,7 +325,7 @@ class Forward:
         return text[self.handle.family.question(self.handle.model, ids[-self.length :][places])]
 
     def _attention(self, number: int, row: int, given: dict[str, Any], recorded: Recorder, valid: np.ndarray) -> Any:
-        """`attention_rows` of one sample at the layer `number`. recorded: empty where the layer has not run yet."""
+        """Makes [H, R, S] of one sample at the layer `number`. recorded: empty where the layer has not run yet."""
 
         def sample(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -335,11 +345,11 @@ class Forward:
             one.keys, one.values = recorded.keys[row : row + 1], recorded.values[row : row + 1]
         attention = self.handle.layers[number].attention
 
-        def rows(queries: torch.Tensor, rope: bool) -> torch.Tensor:
+        def rows(queries: torch.Tensor, rope: bool = True, ones: bool = False) -> torch.Tensor:
             places = torch.arange(len(valid), device=queries.device)
             seen = (places <= queries[:, None]) & torch.from_numpy(valid).to(queries.device)
             positions = self.kept[-1].rows[row] if self.kept else places
-            return attention_rows(attention, own, one, queries, seen, positions, rope)[0].mean(0)
+            return attention_rows(attention, own, one, queries, seen, positions, rope, ones)[0]
 
         return rows
 
