@@ -41,6 +41,7 @@ METHODS = {
     "divprune": {},
     "visionzip": {},
     "pooling": {},
+    "flowcut": {},
     "fastv-window": {"strategy": "fastv", "options": {"window": 3}},
     "fastv-unrotated": {"strategy": "fastv", "options": {"rope": False}},
     "divprune-inside": {"strategy": "divprune", "options": {"layer": 2}},
@@ -228,6 +229,19 @@ def visionzip(model, ids, pixels, keep, contextual=10 / 64, average=False):
     return {0: (staying(ids[0], parts), change)}
 
 
+def flowcut(model, ids, pixels, keep):
+    tower = tiny_llava("eager").model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
+    number, parts = model.config.vision_feature_layer, []
+    for view, places in enumerate(images_of(ids[0])):
+        states = tower.hidden_states[number][view, 1:].double()
+        row = tower.attentions[number][view].mean(0)[0, 1:].double()
+        read = sum(row[i] * states[i] for i in range(PATCHES))
+        alike = [float(states[i] @ read) for i in range(PATCHES)]
+        weighed = [float(row[i] / row.sum()) + alike[i] / sum(alike) for i in range(PATCHES)]
+        parts.append(places[best([weighed[i] * float(states[i].abs().sum()) for i in range(PATCHES)], keep)])
+    return {0: (staying(ids[0], parts), None)}
+
+
 def pooling(model, ids, pixels, keep, layer=0):
     bands = round(keep**0.5)
     cells = {}
@@ -264,6 +278,7 @@ WANTED = {
     "visionzip": visionzip,
     "visionzip-average": lambda *given: visionzip(*given, contextual=0.5, average=True),
     "pooling": pooling,
+    "flowcut": flowcut,
     "pooling-inside": lambda *given: pooling(*given, layer=2),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import partial
 from types import SimpleNamespace
@@ -10,6 +11,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import IMAGE_TOKEN, PATCHES, prompt, tiny_llava
+from qwen_golden import VIDEO
+from qwen_golden import batch as qwen_batch
+from qwen_golden import loaded as qwen
+from qwen_golden import prompt as qwen_prompt
 from test_methods import (
     AFTER,
     BEFORE,
@@ -28,8 +33,12 @@ from test_methods import (
 from torch.nn.functional import pad
 
 import dart
+import dart.kernels
+from dart.engine.budgets import stage_budget
+from dart.engine.signals import Signals
 from dart.families import Family
 from dart.strategies import Reduction, Strategy
+from dart.strategies.base import GroupPlan, Tokens
 
 
 def config(name, keep=9, **settings):
@@ -295,9 +304,12 @@ def mob_of(hidden, places, question, keep, share=None, near=None):
     left = [p for p in places.tolist() if p not in chosen]
     if not chosen:
         chosen = [max(left, key=lambda p: min(1 - float(unit[p] @ unit[q]) for q in left if q != p))]
-    while len(chosen) < keep:
-        left = [p for p in places.tolist() if p not in chosen]
-        chosen.append(max(left, key=lambda p: min(1 - float(unit[p] @ unit[c]) for c in chosen)))
+    away, matrix = {p: 3.0 for p in places.tolist()}, torch.stack([unit[p] for p in places.tolist()])
+    for number in range(keep):
+        if number == len(chosen):
+            chosen.append(max((p for p in places.tolist() if p not in chosen), key=lambda p: away[p]))
+        far = (1 - matrix @ unit[chosen[number]]).tolist()
+        away = {p: min(away[p], each) for p, each in zip(away, far, strict=True)}
     return torch.tensor(sorted(chosen))
 
 
@@ -343,3 +355,295 @@ def test_prefill_and_decoding_follow_the_reference(model, name, images):
 @torch.no_grad()
 def test_a_padded_batch_equals_its_rows_alone(model, name):
     check_batch(model, method(name, 0.25))
+
+
+@pytest.mark.parametrize("name", ["sparsevlm", "sparsevlm-1", "v2drop", "mob"])
+@torch.no_grad()
+def test_qwen_batches_and_videos(name):
+    """Ragged rows, positions in three dimensions: the batch gives what its rows give alone."""
+    model = qwen("qwen2_vl")
+    rows = [
+        qwen_prompt(3, ("image", 1, 8, 12), 4, ("video", 2, 4, 6), 5),
+        qwen_prompt(6, ("image", 1, 6, 4), 5, seed=1),
+    ]
+    with dart.prune(model, method(name, 0.5)) as handle:
+        alone = [(model(**row).logits[0, -1], handle.last.visual_after[0]) for row in rows]
+        logits = model(**qwen_batch(*rows)).logits[:, -1]
+    assert handle.last.visual_after == [count for _, count in alone] == [18, 3]
+    torch.testing.assert_close(logits, torch.stack([each for each, _ in alone]), **CLOSE)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@torch.no_grad()
+def test_budgets_of_nothing_of_all_and_of_one_less_with_text_after_the_image_and_without(model, name):
+    for after in (AFTER, 0):
+        ids, pixels = prompt(BEFORE, after)
+        for keep in (0, 1, 2, 7, PATCHES - 1, PATCHES):
+            with dart.prune(model, method(name, keep)) as handle:
+                logits = model(input_ids=ids, pixel_values=pixels).logits
+            assert handle.last.visual_after == [keep] and logits.isfinite().all()
+            assert logits.shape[1] == BEFORE + keep + after
+
+
+@pytest.mark.parametrize("name", ["sparsevlm", "sparsevlm-1", "v2drop", "mob"])
+@torch.no_grad()
+def test_means_over_the_layers(model, name):
+    ids, pixels = prompt(BEFORE, AFTER, 2)
+    settings = dataclasses.replace(method(name, 50), budget_kind="mean-over-layers")
+    with dart.prune(model, settings) as handle:
+        model(input_ids=ids, pixel_values=pixels)
+    assert 50 - LAYERS < handle.last.mean_visual_tokens[0] <= 50
+    with pytest.raises(ValueError, match=f"'pre-llm'.*{name.removesuffix('-1')}"):
+        dart.prune(model, dataclasses.replace(method(name, 50), budget_kind="pre-llm"))
+
+
+@pytest.mark.parametrize("name", ["sparsevlm", "mob", "v2drop"])
+@torch.no_grad()
+def test_any_attention_kernel_gives_the_same_tokens(name):
+    ids, pixels = prompt(BEFORE, AFTER)
+    kept = []
+    for attention in ("eager", "sdpa"):
+        model = tiny_llava(attention)
+        with dart.prune(model, method(name, 9)) as handle:
+            model(input_ids=ids, pixel_values=pixels)
+        kept.append(handle.last.kept[0].tolist())
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("sparsevlm", {"version": 3}, "version must be 1 or 2"),
+        ("sparsevlm", {"heads": 0}, "heads a share"),
+        ("sparsevlm", {"fractions": (0.5,)}, "places and fractions of strategy 'sparsevlm'"),
+        ("v2drop", {"fractions": (0.1, 0.2)}, "places and fractions of strategy 'v2drop'"),
+        ("mob", {"prompt_share": 1.5}, "'mob': prompt_share"),
+        ("mob", {"neighbours": 0}, "'mob': prompt_share"),
+        ("dart", {"pivots": "norm"}, "pivots of strategy 'dart' must be one of k-norm, k-norm-min"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_runs(model, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        dart.prune(model, config(name, options=options))
+
+
+# What each method promises.
+
+
+def test_sparsevlms_official_counts():
+    """After layers 2, 6 and 15 of 32: 66, 34 and 20 tokens of 576, and the same of the default's shape."""
+    for options, keep, counts in (
+        ({"fractions": (66 / 576, 34 / 576, 20 / 576)}, 20, [66, 34, 20]),
+        ({}, 60, [238, 108, 60]),
+    ):
+        settings = config("sparsevlm", keep, options=options)
+        stages = dart.strategies.get("sparsevlm").stages(settings, 32)
+        assert [stage.layer for stage in stages] == [3, 7, 16]
+        assert [int(stage_budget(settings, stages, k, 576, keep, 32)) for k in range(3)] == counts
+
+
+def test_v2drops_official_counts():
+    options = {"places": (3 / 32, 17 / 32, 22 / 32), "fractions": (1 / 2, 1 / 4, 1 / 576)}
+    settings = config("v2drop", 1, options=options)
+    stages = dart.strategies.get("v2drop").stages(settings, 32)
+    assert [stage.layer for stage in stages] == [3, 17, 22]
+    assert [int(stage_budget(settings, stages, k, 576, 1, 32)) for k in range(3)] == [288, 144, 1]
+
+
+@pytest.mark.parametrize("keep, named, near", [(64, 32, 4), (128, 48, 6), (192, 64, 8)])
+def test_mobs_published_numbers(keep, named, near):
+    """One word for each direction: it names its `near` nearest, of which the best `named` stay."""
+    generator = torch.Generator().manual_seed(keep)
+    hidden = torch.randn(596, 16, generator=generator)
+    mask = torch.arange(596) < 576
+    kept = dart.select(hidden, hidden[None], mask, config("mob", keep))
+    wanted = mob_of(hidden, torch.arange(576), torch.arange(576, 596), keep, share=named / keep, near=near)
+    assert kept.tolist() == wanted.tolist()
+
+
+def test_mob_keeps_what_the_question_names_and_spreads_over_the_rest():
+    """Two clusters of equal tokens; the question points at the second."""
+    east, north = torch.eye(2)
+    hidden = torch.stack([east] * 8 + [north] * 8 + [north * 3])
+    mask = torch.arange(17) < 16
+    assert dart.select(hidden, hidden[None], mask, config("mob", 2)).tolist() == [0, 8]
+    asked = config("mob", 3, options={"prompt_share": 1, "neighbours": 3})
+    assert dart.select(hidden, hidden[None], mask, asked).tolist() == [8, 9, 10]
+    silent = config("mob", 2)  # no question: DivPrune
+    assert dart.select(hidden[:16], hidden[None, :16], mask[:16], silent).tolist() == [0, 8]
+
+
+def test_ties_go_to_the_lower_position():
+    hidden = torch.ones(20, 4)
+    mask = torch.arange(20) < 16
+    assert dart.select(hidden, hidden[None], mask, config("mob", 5)).tolist() == [0, 1, 2, 3, 4]
+    grid = torch.tensor([[frame, 0, column, 0] for frame in range(4) for column in range(4)])
+    assert dart.strategies.get("evs").reduce(video(hidden[:16], grid, 6)).keep.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+@torch.no_grad()
+def test_what_the_raters_are_is_decided_once(model):
+    """At later stages they are the same words, whichever tokens are left."""
+    ids, pixels = prompt(BEFORE, AFTER, 2)
+    strategy, asked = type(dart.strategies.get("sparsevlm")), []
+
+    class Watched(strategy):
+        def _raters(self, tokens):
+            raters = super()._raters(tokens)
+            asked.append((len(tokens.visual), (raters - len(tokens.signals.raw)).tolist()))
+            return raters
+
+    with registered("watched", Watched), dart.prune(model, config("watched", 18)):
+        model(input_ids=ids, pixel_values=pixels)
+    assert [count for count, _ in asked] == [PATCHES, PATCHES, 35, 35, 16, 16]
+    assert asked[0][1] == asked[2][1] == asked[4][1] and asked[1][1] == asked[3][1] == asked[5][1]
+    assert all(0 < len(words) < AFTER for _, words in asked)
+
+
+# Videos.
+
+
+def video(states, grid, keep, scope="span"):
+    plan = GroupPlan(np.arange(len(states)), np.zeros(0, dtype=np.int64), float(keep), keep)
+    signals = Signals(states, None, {"grid": grid}, "evs")
+    none = torch.zeros(0, dtype=torch.long)
+    return Tokens(torch.arange(len(states)), none, signals, config("evs", keep, scope=scope), plan)
+
+
+def changes_of(states, frames, high, wide):
+    """float [frames * high * wide]: 1 - cosine to the token one frame earlier, by loops; 255 in the first frame."""
+    size = high * wide
+    for i in range(frames * size):
+        one, other = states[i].double(), states[i - size].double()
+        yield 255.0 if i < size else 1 - float(one @ other / one.norm() / other.norm())
+
+
+@torch.no_grad()
+def test_evs_follows_its_reference_on_videos_of_two_sizes():
+    model = qwen("qwen2_vl")
+    rows = [qwen_prompt(3, ("video", 3, 4, 6), 5), qwen_prompt(6, ("video", 2, 8, 4), 4, ("video", 4, 4, 4), 5, seed=1)]
+    shapes = [[(3, 2, 3)], [(2, 4, 2), (4, 2, 2)]]
+    got, wanted = [], []
+    for row, videos in zip(rows, shapes, strict=True):
+        layers = model.model.language_model.layers
+        states = []
+        hook = layers[0].register_forward_pre_hook(
+            lambda module, args, kwargs, states=states: states.append((args or [kwargs["hidden_states"]])[0][0]),
+            with_kwargs=True,
+        )
+        model(**row)
+        hook.remove()
+        places = (row["input_ids"][0] == VIDEO).nonzero().flatten().split([math.prod(each) for each in videos])
+        kept = []
+        for each, shape in zip(places, videos, strict=True):
+            count = len(each) * 2 // 3
+            kept += each[best(list(changes_of(states[0][each], *shape)), count)].tolist()
+        wanted.append(kept)
+        with dart.prune(model, config("evs", 2 / 3)) as handle:
+            model(**row)
+        got.append(handle.last.kept[0].tolist())
+    assert got == wanted
+    with dart.prune(model, config("evs", 2 / 3)) as handle:
+        model(**qwen_batch(*rows))
+    shift = rows[1]["input_ids"].shape[1] - rows[0]["input_ids"].shape[1]
+    kept = [row[row >= 0].tolist() for row in handle.last.kept]
+    assert kept == [[p + shift for p in wanted[0]], wanted[1]]
+
+
+def test_evs_keeps_what_moves():
+    """A still scene of 3 x 2 in four frames; one token of the third frame changes, and changes back."""
+    states = torch.randn(6, 8, generator=torch.Generator().manual_seed(1)).repeat(4, 1)
+    states[2 * 6 + 3] *= -1
+    grid = torch.tensor([[frame, row, column, 0] for frame in range(4) for row in range(3) for column in range(2)])
+    keep = dart.strategies.get("evs").reduce(video(states, grid, 8)).keep.tolist()
+    assert keep == [0, 1, 2, 3, 4, 5, 2 * 6 + 3, 3 * 6 + 3]
+    # Frames that are spans of their own, in one group.
+    spans = torch.stack([grid[:, 0] * 0, grid[:, 1], grid[:, 2], grid[:, 0]], 1)
+    assert dart.strategies.get("evs").reduce(video(states, spans, 8, "joint")).keep.tolist() == keep
+    # An image of another size in front has nothing to do with them, and is a first frame.
+    image = torch.tensor([[0, 0, column, 0] for column in range(4)])
+    both, joined = torch.cat([image, spans + torch.tensor([0, 0, 0, 1])]), torch.cat([states[:4], states])
+    keep = dart.strategies.get("evs").reduce(video(joined, both, 12, "joint")).keep.tolist()
+    assert keep == [*range(10), 4 + 2 * 6 + 3, 4 + 3 * 6 + 3]
+
+
+@torch.no_grad()
+def test_evs_refuses_images_and_budgets_below_a_frame(model):
+    ids, pixels = prompt(BEFORE, AFTER)
+    with dart.prune(model, config("evs")), pytest.raises(ValueError, match="'evs' compares the frames of a video"):
+        model(input_ids=ids, pixel_values=pixels)
+    clip = qwen_prompt(3, ("video", 3, 4, 6), 5)
+    refused = pytest.raises(ValueError, match="'evs' keeps the first frame of a video, 6 tokens here.*budget is 5")
+    with dart.prune(qwen("qwen2_vl"), config("evs", 5)), refused:
+        qwen("qwen2_vl")(**clip)
+
+
+# DART's pivots by other rules.
+
+
+@torch.no_grad()
+def pivots_of(model, ids, pixels, rule, seed=0):
+    """Positions of 4 image pivots and 4 text pivots, falling."""
+    eager = tiny_llava("eager")
+    out = eager(input_ids=ids, pixel_values=pixels, output_attentions=True, output_hidden_states=True)
+    block, angles = model.model.language_model.layers[1], model.model.language_model.rotary_emb
+    normed, size = block.input_layernorm(out.hidden_states[1][0]), ids.shape[1]
+    visual, text = images_of(ids[0])[0], text_after(ids)
+    if rule == "random":
+        drawn = torch.rand(len(visual) + len(text), generator=torch.Generator().manual_seed(seed))
+        scores = dict(zip([*visual.tolist(), *text.tolist()], drawn.tolist(), strict=True))
+    elif rule.startswith("attention"):
+        scores = dict(enumerate(out.attentions[1][0].mean(0)[-1].tolist()))
+    else:
+        states = getattr(block.self_attn, f"{rule[0]}_proj")(normed)
+        if rule[0] == "k":
+            states = turned(states.unflatten(-1, (2, -1)), angles(normed, torch.arange(size)[None])).flatten(1)
+        scores = dict(enumerate(sum(map(abs, row)) for row in states.tolist()))
+    sign = -1 if rule.endswith("-min") else 1
+    return [p for places in (visual, text) for p in sorted(places.tolist(), key=lambda p: -sign * scores[p])[:4]]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize(
+    "rule", ["k-norm", "k-norm-min", "v-norm", "v-norm-min", "attention", "attention-min", "random"]
+)
+@torch.no_grad()
+def test_darts_pivots_by_other_rules(model, rule, exact):
+    ids, pixels = prompt(BEFORE, AFTER)
+    mask = ids[0] == IMAGE_TOKEN
+    out = model(input_ids=ids, pixel_values=pixels, output_hidden_states=True)
+    hidden = model.model.language_model.norm(out.hidden_states[2][0])
+    pivots = pivots_of(model, ids, pixels, rule, seed=3)
+    settings = config("dart", 18, options={"pivots": rule}, seed=3, exact=exact)
+    wanted = dart.select(hidden, hidden[None], mask, dart.DartConfig(keep=18, exact=exact), pivots=pivots)
+    with dart.prune(model, settings) as handle:
+        model(input_ids=ids, pixel_values=pixels)
+        one = handle.last.kept[0].tolist()
+        mask = (longer := pad(ids, (4, 0))) != 0
+        model(input_ids=longer, pixel_values=pixels, attention_mask=mask.long(), position_ids=mask.cumsum(1) - 1)
+    assert one == wanted.tolist() and set(one) >= set(pivots[:4])
+    assert [p - 4 for p in handle.last.kept[0].tolist()] == one
+
+
+@torch.no_grad()
+def test_other_pivots_never_reach_the_kernels(model, monkeypatch):
+    ids, pixels = prompt(BEFORE, AFTER)
+
+    def called(batch, config):
+        raise AssertionError("kernels")
+
+    monkeypatch.setattr(dart.kernels, "select_rows", called)
+    for rule in ("v-norm", "attention", "random", "k-norm-min"):
+        with dart.prune(model, config("dart", 18, options={"pivots": rule})) as handle:
+            model(input_ids=ids, pixel_values=pixels)
+        assert handle.last.visual_after == [4 + 2 * 8]
+    with dart.prune(model, config("dart", 18)), pytest.raises(AssertionError, match="kernels"):
+        model(input_ids=ids, pixel_values=pixels)
+
+
+def test_pivot_rules_that_cannot_be_are_refused_by_name(model):
+    with pytest.raises(ValueError, match="'dart' needs attention.*layer=1"):
+        dart.prune(model, config("dart", layer=0, options={"pivots": "attention"}))
+    hidden = torch.randn(20, 4)
+    with pytest.raises(ValueError, match="without a model, not 'dart'"):
+        dart.select(hidden, hidden[None], torch.arange(20) < 16, config("dart", options={"pivots": "v-norm"}))
