@@ -647,3 +647,19 @@ def test_pivot_rules_that_cannot_be_are_refused_by_name(model):
     hidden = torch.randn(20, 4)
     with pytest.raises(ValueError, match="without a model, not 'dart'"):
         dart.select(hidden, hidden[None], torch.arange(20) < 16, config("dart", options={"pivots": "v-norm"}))
+
+
+@pytest.mark.parametrize("name", ["evs", "pooling"])
+@torch.no_grad()
+def test_generate_knows_the_grid_of_images_that_it_encodes_first(name):
+    """Also for the repeated rows of beams, of which each has images of its own."""
+    model = qwen("qwen2_vl")
+    rows = [qwen_prompt(3, ("video", 3, 4, 6), 5), qwen_prompt(6, ("video", 2, 8, 4), 4, ("video", 4, 4, 4), 5, seed=1)]
+    given = qwen_batch(*rows)
+    with dart.prune(model, config(name, 2 / 3)) as handle:
+        model(**given)
+        wanted = handle.last.kept
+        for beams in (1, 3):
+            model.generate(**given, max_new_tokens=2, do_sample=False, num_beams=beams)
+            kept = [row.tolist() for row in handle.last.kept]
+            assert kept == [row.tolist() for row in wanted for _ in range(beams)]

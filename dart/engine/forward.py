@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -30,6 +30,7 @@ from dart.strategies.base import Batch
 if TYPE_CHECKING:
     from dart.engine.attach import PruneHandle
 
+GRIDS = ("image_grid_thw", "video_grid_thw")
 SAVED = "dart_forward"  # the keyword argument in which a checkpointed layer finds its forward again
 CURRENT: ContextVar[Forward | None] = ContextVar("dart_forward", default=None)
 FINISHED: ContextVar[Forward | None] = ContextVar("dart_finished", default=None)
@@ -41,7 +42,8 @@ class Prompt:
     """What a call of `generate` asks: tokens from `length` on are answers or drafts, and never pruned.
 
     chunked: the prompt comes in several forwards; ids: its input ids, for models whose `generate` merges images into
-    embeddings before any forward; tower: what `dart.engine.tower` captured then. spans, kept: what the first
+    embeddings before any forward; tower: what `dart.engine.tower` captured then; grids: the sizes of images and videos,
+    which such a `generate` does not hand on. spans, kept: what the first
     forward without a cache decided, for the next ones, which are given the prompt and the answer so far.
     """
 
@@ -49,14 +51,19 @@ class Prompt:
     chunked: bool = False
     ids: torch.Tensor | None = None
     tower: dict[str, Any] = field(default_factory=dict)
+    grids: dict[str, torch.Tensor] = field(default_factory=dict)
     spans: np.ndarray | None = None
     kept: dict[int, Kept] = field(default_factory=dict)
 
 
 @contextmanager
-def prompt_of(length: int, chunked: bool = False, ids: torch.Tensor | None = None) -> Iterator[Prompt]:
-    """Forwards in here belong to one `generate` for a prompt of `length` tokens, images and cached ones counted."""
-    prompt = Prompt(length, chunked, ids)
+def prompt_of(
+    length: int, chunked: bool = False, ids: torch.Tensor | None = None, given: Mapping[str, Any] | None = None
+) -> Iterator[Prompt]:
+    """Forwards in here belong to one `generate` for a prompt of `length` tokens, images and cached ones counted, which
+    is given the arguments `given`."""
+    grids = {name: each for name, each in (given or {}).items() if name in GRIDS and each is not None}
+    prompt = Prompt(length, chunked, ids, grids=grids)
     token = PROMPT.set(prompt)
     try:
         yield prompt
@@ -98,6 +105,7 @@ class Forward:
         self.states: dict[int, torch.Tensor] = {}  # hidden states before layers, for strategies that compare them
         self.memory: dict[int, dict[int, dict[str, Any]]] = {}  # of strategies, by row and token group
         self.inputs: dict[str, Any] = {}  # of the module that knew the visual tokens
+        self.repeats = 1  # rows of this forward for one row of these inputs
         self.tower: dict[str, Any] = {}  # see `dart.engine.tower`
         self.report: PruneReport | None = None
         self._past: HostCopy | int = 0
@@ -115,7 +123,8 @@ class Forward:
             spans = self.handle.family.visual_span_ids(self.handle.model, arguments)
             if spans is not None:
                 self.spans = HostCopy(spans)
-                self.inputs = arguments if self.handle.tower.needed else {}
+                if self.handle.tower.needed:
+                    self._remember(arguments, len(spans))
                 ids = arguments.get("input_ids")
                 self.ids = HostCopy(ids) if "question" in self.handle.needs and ids is not None else None
         mask = arguments.get("attention_mask")
@@ -124,6 +133,16 @@ class Forward:
                 mask = next((each for each in mask.values() if isinstance(each, torch.Tensor)), None)
             if isinstance(mask, torch.Tensor) and mask.ndim in (2, 4):
                 self.valid = HostCopy(mask.bool() if mask.ndim == 2 else visible_to_last(mask))
+
+    def _remember(self, arguments: dict[str, Any], rows: int) -> None:
+        """The module's arguments; with sizes that `generate` knew alone, whose rows it repeats for its beams."""
+        self.inputs = arguments
+        ids, prompt = arguments.get("input_ids"), self.prompt
+        if prompt is None or prompt.ids is None or ids is None or ids.shape[1] != prompt.length:
+            return
+        if all(arguments.get(name) is None for name in GRIDS):
+            self.repeats = max(rows // len(prompt.ids), 1)
+            self.inputs = {**arguments, **prompt.grids, "input_ids": ids[:: self.repeats]}
 
     def enter_decoder(self, kwargs: dict[str, Any]) -> None:
         embeds, cache = kwargs.get("inputs_embeds"), cache_of(kwargs)
