@@ -801,9 +801,16 @@ BROKEN = {
     "text": lambda t: Reduction(torch.cat([t.text[:1], t.visual[1 : t.keep]]).sort().values),
     "a mask": lambda t: Reduction(torch.isin(t.visual, t.visual[: t.keep])),
     "a tensor alone": lambda t: t.visual[: t.keep],
+    "a signal not named, rows": lambda t: Reduction(t.signals.attention_heads(t.text[-1:]).argmax(-1).flatten()),
+    "a signal not named, question": lambda t: Reduction(t.signals.question[: t.keep]),
     "a signal not named": lambda t: Reduction(t.visual[t.signals.keys.sum((0, 2))[t.visual].topk(t.keep).indices]),
     "adds to nothing": lambda t: merged(t, targets=torch.full((len(t.visual) - t.keep,), t.keep)),
     "adds text": lambda t: merged(t, sources=torch.zeros(len(t.visual) - t.keep, dtype=torch.long)),
+    "adds tokens of another image": lambda t: merged(
+        t, sources=t.visual[-1] + 2 + torch.arange(len(t.visual) - t.keep)
+    ),
+    "adds to a place before the first": lambda t: merged(t, targets=torch.full((len(t.visual) - t.keep,), -1)),
+    "places that are no integers": lambda t: merged(t, targets=torch.zeros(len(t.visual) - t.keep)),
     "adds what stays": lambda t: merged(t, sources=t.visual[: len(t.visual) - t.keep]),
     "wrong weights": lambda t: merged(t, weights=torch.ones(3)),
     "wrong own weights": lambda t: merged(t, own=torch.ones(3)),
