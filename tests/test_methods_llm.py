@@ -35,9 +35,10 @@ from torch.nn.functional import pad
 import dart
 import dart.kernels
 from dart.engine.budgets import stage_budget
+from dart.engine.selection import merge_states
 from dart.engine.signals import Signals
 from dart.families import Family
-from dart.strategies import Reduction, Strategy
+from dart.strategies import Merge, Reduction, Strategy
 from dart.strategies.base import GroupPlan, Tokens
 
 
@@ -186,6 +187,32 @@ def test_signals_of_stages_that_follow_each_other(attention):
         torch.testing.assert_close(mean, heads.mean(0))
         torch.testing.assert_close(previous, hidden[left], **CLOSE)
         torch.testing.assert_close(raw, states[layer][0][left], **CLOSE)
+
+
+class MergeSpy(HeadSpy):
+    """At the first of two stages adds the first dropped token to the first kept one."""
+
+    needs = frozenset({"raw", "previous"})
+
+    def reduce(self, tokens):
+        self.seen.append((tokens.signals.previous, tokens.signals.raw))
+        if len(tokens.visual) < PATCHES:
+            return Reduction(tokens.visual[: tokens.keep])
+        one = torch.ones(1)
+        merge = Merge(tokens.visual[-1:], torch.zeros(1, dtype=torch.long), one, torch.ones(tokens.keep))
+        return Reduction(tokens.visual[: tokens.keep], merge)
+
+
+@torch.no_grad()
+def test_the_states_before_are_those_that_a_stage_has_merged(model):
+    ids, pixels = prompt(BEFORE, AFTER)
+    MergeSpy.seen.clear()
+    with registered("merge-spy", MergeSpy), dart.prune(model, config("merge-spy", 0.125)):
+        model(input_ids=ids, pixel_values=pixels)
+    first, second = MergeSpy.seen[0][1], MergeSpy.seen[1][0]
+    assert len(second) == BEFORE + PATCHES // 2 + AFTER
+    torch.testing.assert_close(second[BEFORE], first[BEFORE] + first[BEFORE + PATCHES - 1])
+    torch.testing.assert_close(second[BEFORE + 1 :][: PATCHES // 2 - 1], first[BEFORE + 1 :][: PATCHES // 2 - 1])
 
 
 # What each method should keep: (model, ids [1, S], pixels, count per image) -> stages, as in test_methods.py.
@@ -481,6 +508,26 @@ def test_ties_go_to_the_lower_position():
     assert dart.strategies.get("evs").reduce(video(hidden[:16], grid, 6)).keep.tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_sparsevlm_1_merges_what_it_drops_by_density_peaks():
+    """Five heaps and some tokens twice, of which the lower position is the denser one: 11 clusters of 109."""
+    generator = torch.Generator().manual_seed(4)
+    heaps = 4 * torch.randn(5, 12, generator=generator)
+    hidden = heaps[torch.arange(400) % 5] + 2 * torch.randn(400, 12, generator=generator)
+    hidden[200:300:2] = hidden[201:300:2]
+    places, scores = torch.arange(400), torch.rand(400, generator=generator)
+    scores[200:300:2] = scores[201:300:2]
+    plan = GroupPlan(places.numpy(), np.zeros(0, dtype=np.int64), 50.0, 50)
+    settings = config("sparsevlm", 50, options={"version": 1})
+    tokens = Tokens(places, places[:0], Signals(hidden, None), settings, plan)
+    reduction = dart.strategies.get("sparsevlm")._recycled(tokens, scores)
+    kept, means = recycled(hidden, places, scores, 50)
+    assert reduction.keep.tolist() == kept.tolist() and len(kept) == 50 and len(means) == 11
+    got = merge_states(hidden[None], [[(reduction.keep, reduction.merge)]])[0]
+    for place in kept.tolist():
+        wanted = hidden[means[place]].mean(0) if place in means else hidden[place]
+        torch.testing.assert_close(got[place], wanted)
+
+
 @torch.no_grad()
 def test_what_the_raters_are_is_decided_once(model):
     """At later stages they are the same words, whichever tokens are left."""
@@ -654,7 +701,8 @@ def test_pivot_rules_that_cannot_be_are_refused_by_name(model):
 def test_generate_knows_the_grid_of_images_that_it_encodes_first(name):
     """Also for the repeated rows of beams, of which each has images of its own."""
     model = qwen("qwen2_vl")
-    rows = [qwen_prompt(3, ("video", 3, 4, 6), 5), qwen_prompt(6, ("video", 2, 8, 4), 4, ("video", 4, 4, 4), 5, seed=1)]
+    clip, image = ("video", 2, 8, 4), ("image", 1, 4, 10) if name == "pooling" else ("video", 4, 4, 4)
+    rows = [qwen_prompt(3, ("video", 3, 4, 6), 5), qwen_prompt(6, clip, 4, image, 5, seed=1)]
     given = qwen_batch(*rows)
     with dart.prune(model, config(name, 2 / 3)) as handle:
         model(**given)
