@@ -508,11 +508,13 @@ def test_ties_go_to_the_lower_position():
     assert dart.strategies.get("evs").reduce(video(hidden[:16], grid, 6)).keep.tolist() == [0, 1, 2, 3, 4, 5]
 
 
-def test_sparsevlm_1_merges_what_it_drops_by_density_peaks():
-    """Five heaps and some tokens twice, of which the lower position is the denser one: 11 clusters of 109."""
+@pytest.mark.parametrize("spread", [2, 0])
+def test_sparsevlm_1_merges_what_it_drops_by_density_peaks(spread):
+    """Five heaps and some tokens twice, of which the lower position is the denser one: 11 clusters of 109. Without a
+    spread the heaps are five tokens, and centres are equal to each other."""
     generator = torch.Generator().manual_seed(4)
     heaps = 4 * torch.randn(5, 12, generator=generator)
-    hidden = heaps[torch.arange(400) % 5] + 2 * torch.randn(400, 12, generator=generator)
+    hidden = heaps[torch.arange(400) % 5] + spread * torch.randn(400, 12, generator=generator)
     hidden[200:300:2] = hidden[201:300:2]
     places, scores = torch.arange(400), torch.rand(400, generator=generator)
     scores[200:300:2] = scores[201:300:2]

@@ -16,7 +16,7 @@ class V2Drop(Strategy):
     of what is there each time. `config.layer` is not used.
     Deviation: before layer 22 the official code drops all but one of the rest, which no budget of tokens after the last
     stage can tell. places=(3/32, 17/32, 22/32), fractions=(1/2, 1/4, 1/576) and keep=1 of 576 are exactly its LLaVA-1.5
-    setting, 202.8 tokens as a mean over the layers; Qwen2-VL's has 3/28, 16/28, 22/28 and 1/4, 1/20 and one.
+    setting, 202.8 tokens as a mean over the layers; Qwen2-VL's has 3/28, 16/28, 22/28 and 1/4, 1/20 and one token.
     """
 
     needs = frozenset({"raw", "previous"})
