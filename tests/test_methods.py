@@ -41,6 +41,7 @@ METHODS = {
     "divprune": {},
     "visionzip": {},
     "pooling": {},
+    "flowcut": {},
     "fastv-window": {"strategy": "fastv", "options": {"window": 3}},
     "fastv-unrotated": {"strategy": "fastv", "options": {"rope": False}},
     "divprune-inside": {"strategy": "divprune", "options": {"layer": 2}},
@@ -108,13 +109,13 @@ def attention_row(block, hidden, angles, seen, query, rope=True):
 def reference(model, embeds, stages, choose=None):
     """(logits [n, V], {layer: positions}) of one row. No token is taken out: layers from a stage on may not look at
     those that were dropped. stages: {layer: (LongTensor of positions that stay, function of the states or None)};
-    choose(layer, hidden, seen) decides the positions of a layer whose entry is None."""
+    choose(layer, hidden, angles, seen) makes the entry of a layer whose entry is None."""
     decoder, size = model.model.language_model, embeds.shape[1]
     angles = decoder.rotary_emb(embeds, torch.arange(size)[None])
     seen, hidden, kept = torch.ones(size, dtype=torch.bool), embeds, {}
     for number, block in enumerate(decoder.layers):
         if number in stages:
-            rows, change = stages[number] or (choose(number, hidden[0], angles, seen), None)
+            rows, change = stages[number] or choose(number, hidden[0], angles, seen)
             kept[number], hidden = rows, hidden if change is None else change(hidden[0])[None]
             seen = torch.zeros(size, dtype=torch.bool).index_fill_(0, rows, True)
         blocked = ~(seen | torch.eye(size, dtype=torch.bool)) | torch.ones(size, size, dtype=torch.bool).triu(1)
@@ -173,7 +174,7 @@ def pyramiddrop(model, ids, pixels, keep):
     def choose(layer, hidden, angles, seen):
         row = attention_row(model.model.language_model.layers[layer], hidden, angles, seen, ids.shape[1] - 1)
         left = [places[seen[places]] for places in images_of(ids[0])]
-        return staying(ids[0], [places[best(row[places], counts[layer])] for places in left])
+        return staying(ids[0], [places[best(row[places], counts[layer])] for places in left]), None
 
     kept = reference(model, embed(model, ids, pixels), dict.fromkeys(counts), choose)[1]
     return {layer: (rows, None) for layer, rows in kept.items()}
@@ -228,6 +229,19 @@ def visionzip(model, ids, pixels, keep, contextual=10 / 64, average=False):
     return {0: (staying(ids[0], parts), change)}
 
 
+def flowcut(model, ids, pixels, keep):
+    tower = tiny_llava("eager").model.vision_tower(pixels, output_attentions=True, output_hidden_states=True)
+    number, parts = model.config.vision_feature_layer, []
+    for view, places in enumerate(images_of(ids[0])):
+        states = tower.hidden_states[number][view, 1:].double()
+        row = tower.attentions[number][view].mean(0)[0, 1:].double()
+        read = sum(row[i] * states[i] for i in range(PATCHES))
+        alike = [float(states[i] @ read) for i in range(PATCHES)]
+        weighed = [float(row[i] / row.sum()) + alike[i] / sum(alike) for i in range(PATCHES)]
+        parts.append(places[best([weighed[i] * float(states[i].abs().sum()) for i in range(PATCHES)], keep)])
+    return {0: (staying(ids[0], parts), None)}
+
+
 def pooling(model, ids, pixels, keep, layer=0):
     bands = round(keep**0.5)
     cells = {}
@@ -264,6 +278,7 @@ WANTED = {
     "visionzip": visionzip,
     "visionzip-average": lambda *given: visionzip(*given, contextual=0.5, average=True),
     "pooling": pooling,
+    "flowcut": flowcut,
     "pooling-inside": lambda *given: pooling(*given, layer=2),
 }
 
@@ -282,16 +297,10 @@ def answer(model, ids, pixels, **options):
     return out.sequences[:, ids.shape[1] :], torch.stack(out.logits, 1), out.past_key_values
 
 
-@pytest.mark.parametrize("images", [1, 2])
-@pytest.mark.parametrize("keep", [9, 7])
-@pytest.mark.parametrize("name", METHODS)
-@torch.no_grad()
-def test_prefill_and_decoding_follow_the_reference(model, name, keep, images):
+def check_reference(model, ids, pixels, settings, stages):
     """Which tokens stay, the prefill's logits, and those of every decoded token, with a cache and without."""
-    ids, pixels = prompt(BEFORE, AFTER, images)
-    stages = WANTED[name](model, ids, pixels, keep)
     wanted, _ = reference(model, embed(model, ids, pixels), stages)
-    with dart.prune(model, config(name, keep * images)) as handle:
+    with dart.prune(model, settings) as handle:
         out = model(input_ids=ids, pixel_values=pixels, use_cache=True)
         report = handle.last
         tokens, logits, _ = answer(model, ids, pixels)
@@ -310,12 +319,20 @@ def test_prefill_and_decoding_follow_the_reference(model, name, keep, images):
     torch.testing.assert_close(again, logits, **CLOSE)
 
 
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("keep", [9, 7])
 @pytest.mark.parametrize("name", METHODS)
 @torch.no_grad()
-def test_a_padded_batch_equals_its_rows_alone(model, name):
+def test_prefill_and_decoding_follow_the_reference(model, name, keep, images):
+    ids, pixels = prompt(BEFORE, AFTER, images)
+    check_reference(model, ids, pixels, config(name, keep * images), WANTED[name](model, ids, pixels, keep))
+
+
+def check_batch(model, settings):
+    """A padded batch equals its rows alone; a quarter of the tokens stays."""
     one, two = prompt(3, 6, 1, seed=1), prompt(8, 9, 2, seed=2)
     ids = torch.cat([pad(one[0], (two[0].shape[1] - one[0].shape[1], 0)), two[0]])
-    with dart.prune(model, config(name, 0.25)) as handle:
+    with dart.prune(model, settings) as handle:
         alone = [answer(model, *row) for row in (one, two)]
         tokens, logits, cache = answer(model, ids, torch.cat([one[1], two[1]]), attention_mask=(ids != 0).long())
     assert handle.last.visual_after == [PATCHES // 4, PATCHES // 2]
@@ -324,6 +341,12 @@ def test_a_padded_batch_equals_its_rows_alone(model, name):
         torch.testing.assert_close(logits[row], single_logits[0], **CLOSE)
     widest = [max(counts) for counts in zip(*handle.last.visual_per_layer, strict=True)]
     assert stored(cache)[-1] >= widest[-1] + 18 + STEPS - 1  # the second row: 18 tokens of text
+
+
+@pytest.mark.parametrize("name", METHODS)
+@torch.no_grad()
+def test_a_padded_batch_equals_its_rows_alone(model, name):
+    check_batch(model, config(name, 0.25))
 
 
 class RowSpy(Strategy):
@@ -778,9 +801,16 @@ BROKEN = {
     "text": lambda t: Reduction(torch.cat([t.text[:1], t.visual[1 : t.keep]]).sort().values),
     "a mask": lambda t: Reduction(torch.isin(t.visual, t.visual[: t.keep])),
     "a tensor alone": lambda t: t.visual[: t.keep],
+    "a signal not named, rows": lambda t: Reduction(t.signals.attention_heads(t.text[-1:]).argmax(-1).flatten()),
+    "a signal not named, question": lambda t: Reduction(t.signals.question[: t.keep]),
     "a signal not named": lambda t: Reduction(t.visual[t.signals.keys.sum((0, 2))[t.visual].topk(t.keep).indices]),
     "adds to nothing": lambda t: merged(t, targets=torch.full((len(t.visual) - t.keep,), t.keep)),
     "adds text": lambda t: merged(t, sources=torch.zeros(len(t.visual) - t.keep, dtype=torch.long)),
+    "adds tokens of another image": lambda t: merged(
+        t, sources=t.visual[-1] + 2 + torch.arange(len(t.visual) - t.keep)
+    ),
+    "adds to a place before the first": lambda t: merged(t, targets=torch.full((len(t.visual) - t.keep,), -1)),
+    "places that are no integers": lambda t: merged(t, targets=torch.zeros(len(t.visual) - t.keep)),
     "adds what stays": lambda t: merged(t, sources=t.visual[: len(t.visual) - t.keep]),
     "wrong weights": lambda t: merged(t, weights=torch.ones(3)),
     "wrong own weights": lambda t: merged(t, own=torch.ones(3)),
@@ -818,7 +848,7 @@ def test_stages_that_make_no_sense_are_refused_by_name(model, stages, message):
 
 def test_stages_that_this_decoder_has_no_room_for_are_refused_by_name(model):
     places = {"places": (0.5, 0.55, 1.0)}
-    with pytest.raises(ValueError, match="'pyramiddrop'.*two stages"):
+    with pytest.raises(ValueError, match="'pyramiddrop'.*decoder of 4.*2, 3, 4"):
         dart.prune(model, config("pyramiddrop", options=places))
     with pytest.raises(ValueError, match="'pyramiddrop'.*decoder of 4.*1, 2, 4"):
         dart.prune(model, config("pyramiddrop", options={"places": (0.25, 0.5, 1.0)}))

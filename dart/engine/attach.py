@@ -228,7 +228,7 @@ class PruneHandle:
         generate = partial(type(self.model).generate, self.model)
         if not isinstance(prompt, torch.Tensor) or prompt.ndim < 2 or self.family.expands_prompts:
             return generate(*args, **kwargs)
-        with prompt_of(int(prompt.shape[1]), chunk is not None, inputs if embeds is None else None):
+        with prompt_of(int(prompt.shape[1]), chunk is not None, inputs if embeds is None else None, kwargs):
             return generate(*args, **kwargs)
 
     def _enter_now(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

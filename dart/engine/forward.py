@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dart.engine.host import HostCopy
+from dart.engine.host import HostCopy, to_device
 from dart.engine.layers import Layer, Recorder, attention_rows, cache_of, gather_argument, gather_inputs, gather_tokens
 from dart.engine.layout import cache_layer, claim, fit, is_static, layout_after, layout_of, mask_offsets, stored_tokens
 from dart.engine.masks import PADDING, gather_mask, gather_padding, visible_to_last
@@ -30,6 +30,7 @@ from dart.strategies.base import Batch
 if TYPE_CHECKING:
     from dart.engine.attach import PruneHandle
 
+GRIDS = ("image_grid_thw", "video_grid_thw")
 SAVED = "dart_forward"  # the keyword argument in which a checkpointed layer finds its forward again
 CURRENT: ContextVar[Forward | None] = ContextVar("dart_forward", default=None)
 FINISHED: ContextVar[Forward | None] = ContextVar("dart_finished", default=None)
@@ -41,7 +42,8 @@ class Prompt:
     """What a call of `generate` asks: tokens from `length` on are answers or drafts, and never pruned.
 
     chunked: the prompt comes in several forwards; ids: its input ids, for models whose `generate` merges images into
-    embeddings before any forward; tower: what `dart.engine.tower` captured then. spans, kept: what the first
+    embeddings before any forward; tower: what `dart.engine.tower` captured then; grids: the sizes of images and videos,
+    which such a `generate` does not hand on. spans, kept: what the first
     forward without a cache decided, for the next ones, which are given the prompt and the answer so far.
     """
 
@@ -49,14 +51,19 @@ class Prompt:
     chunked: bool = False
     ids: torch.Tensor | None = None
     tower: dict[str, Any] = field(default_factory=dict)
+    grids: dict[str, torch.Tensor] = field(default_factory=dict)
     spans: np.ndarray | None = None
     kept: dict[int, Kept] = field(default_factory=dict)
 
 
 @contextmanager
-def prompt_of(length: int, chunked: bool = False, ids: torch.Tensor | None = None) -> Iterator[Prompt]:
-    """Forwards in here belong to one `generate` for a prompt of `length` tokens, images and cached ones counted."""
-    prompt = Prompt(length, chunked, ids)
+def prompt_of(
+    length: int, chunked: bool = False, ids: torch.Tensor | None = None, given: Mapping[str, Any] | None = None
+) -> Iterator[Prompt]:
+    """Forwards in here belong to one `generate` for a prompt of `length` tokens, images and cached ones counted, which
+    is given the arguments `given`."""
+    grids = {name: each for name, each in (given or {}).items() if name in GRIDS and each is not None}
+    prompt = Prompt(length, chunked, ids, grids=grids)
     token = PROMPT.set(prompt)
     try:
         yield prompt
@@ -88,6 +95,7 @@ class Forward:
         self.prompt = PROMPT.get()
         self.spans: HostCopy | None = None
         self.valid: HostCopy | None = None
+        self.ids: HostCopy | None = None  # for strategies that ask for the question
         self.labels: torch.Tensor | None = None
         self.embeddings: torch.Tensor | None = None
         self.length = 0
@@ -95,7 +103,9 @@ class Forward:
         self.recorders: dict[int, Recorder] = {}
         self.given: dict[int, dict[str, Any]] = {}  # to attentions, by layer
         self.states: dict[int, torch.Tensor] = {}  # hidden states before layers, for strategies that compare them
+        self.memory: dict[int, dict[int, dict[str, Any]]] = {}  # of strategies, by row and token group
         self.inputs: dict[str, Any] = {}  # of the module that knew the visual tokens
+        self.repeats = 1  # rows of this forward for one row of these inputs
         self.tower: dict[str, Any] = {}  # see `dart.engine.tower`
         self.report: PruneReport | None = None
         self._past: HostCopy | int = 0
@@ -113,13 +123,26 @@ class Forward:
             spans = self.handle.family.visual_span_ids(self.handle.model, arguments)
             if spans is not None:
                 self.spans = HostCopy(spans)
-                self.inputs = arguments if self.handle.tower.needed else {}
+                if self.handle.tower.needed:
+                    self._remember(arguments, len(spans))
+                ids = arguments.get("input_ids")
+                self.ids = HostCopy(ids) if "question" in self.handle.needs and ids is not None else None
         mask = arguments.get("attention_mask")
         if self.valid is None and self.spans is not None:
             if isinstance(mask, dict):
                 mask = next((each for each in mask.values() if isinstance(each, torch.Tensor)), None)
             if isinstance(mask, torch.Tensor) and mask.ndim in (2, 4):
                 self.valid = HostCopy(mask.bool() if mask.ndim == 2 else visible_to_last(mask))
+
+    def _remember(self, arguments: dict[str, Any], rows: int) -> None:
+        """The module's arguments; with sizes that `generate` knew alone, whose rows it repeats for its beams."""
+        self.inputs = arguments
+        ids, prompt = arguments.get("input_ids"), self.prompt
+        if prompt is None or prompt.ids is None or ids is None or ids.shape[1] != prompt.length:
+            return
+        if all(arguments.get(name) is None for name in GRIDS):
+            self.repeats = max(rows // len(prompt.ids), 1)
+            self.inputs = {**arguments, **prompt.grids, "input_ids": ids[:: self.repeats]}
 
     def enter_decoder(self, kwargs: dict[str, Any]) -> None:
         embeds, cache = kwargs.get("inputs_embeds"), cache_of(kwargs)
@@ -262,9 +285,11 @@ class Forward:
             if needs & {"keys", "values"}:
                 own["keys"], own["values"] = batch.keys[row], values[row]  # type: ignore[index]
             if "previous" in needs:
-                own["previous"] = self.states[layer - 1][row]
+                own["previous"] = self._previous(layer)[row]
             if "embeddings" in needs:
                 own["embeddings"] = self._embeddings()[row]
+            if "question" in needs and batch.groups[row]:
+                own["question"] = to_device(self._question(row, batch.groups[row][0].text), batch.hidden.device)
             if "attention" in needs:
                 own["attention"] = self._attention(layer - 1, row, before, recorded or Recorder(None), valid[row])
             if following is not None:
@@ -275,9 +300,18 @@ class Forward:
             for own, values in zip(given, signal, strict=True):
                 own[name] = values
         return [
-            Signals(states, batch.norm, own, handle.config.strategy)
-            for states, own in zip(batch.hidden, given, strict=True)
+            Signals(states, batch.norm, own, handle.config.strategy, self.memory.setdefault(row, {}))
+            for row, (states, own) in enumerate(zip(batch.hidden, given, strict=True))
         ]
+
+    def _previous(self, layer: int) -> torch.Tensor:
+        """[B, S', D], the states that went into the layer before `layer`, of the tokens that are left."""
+        states, kept = self.states[layer - 1], self.kept[-1] if self.kept else None
+        if kept is None or kept.layer < layer - 1:
+            return states
+        # That layer was a stage: the states were remembered before it dropped any.
+        states = states if kept.merges is None else merge_states(states, kept.merges)
+        return gather_tokens(states, kept.local, -2)
 
     def _following(self, layer: int, hidden: torch.Tensor, arguments: dict[str, Any]) -> dict[str, Any] | None:
         """What the attention of `layer` would be given if nothing were dropped before it; None: nobody asks."""
@@ -298,8 +332,19 @@ class Forward:
             raise ValueError("the decoder was given no embeddings: the signal 'embeddings' cannot be had")
         return self.embeddings if not self.kept else gather_tokens(self.embeddings, self.kept[-1].rows, -2)
 
+    def _question(self, row: int, text: np.ndarray) -> np.ndarray:
+        """Those positions of `text`, what comes after the last image of a sample, that ask the question.
+
+        Without ids (embeddings alone were given; LLaVA's original classes, whose ids know no image's length): all.
+        """
+        ids = None if self.ids is None else self.ids.numpy()[row]
+        if ids is None or len(ids) < self.length or not text.size:
+            return text
+        places = text if not self.kept else HostCopy(self.kept[-1].rows).numpy()[row, text]
+        return text[self.handle.family.question(self.handle.model, ids[-self.length :][places])]
+
     def _attention(self, number: int, row: int, given: dict[str, Any], recorded: Recorder, valid: np.ndarray) -> Any:
-        """`attention_rows` of one sample at the layer `number`. recorded: empty where the layer has not run yet."""
+        """Makes [H, R, S] of one sample at the layer `number`. recorded: empty where the layer has not run yet."""
 
         def sample(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -319,11 +364,11 @@ class Forward:
             one.keys, one.values = recorded.keys[row : row + 1], recorded.values[row : row + 1]
         attention = self.handle.layers[number].attention
 
-        def rows(queries: torch.Tensor, rope: bool) -> torch.Tensor:
+        def rows(queries: torch.Tensor, rope: bool = True, ones: bool = False) -> torch.Tensor:
             places = torch.arange(len(valid), device=queries.device)
             seen = (places <= queries[:, None]) & torch.from_numpy(valid).to(queries.device)
             positions = self.kept[-1].rows[row] if self.kept else places
-            return attention_rows(attention, own, one, queries, seen, positions, rope)[0].mean(0)
+            return attention_rows(attention, own, one, queries, seen, positions, rope, ones)[0]
 
         return rows
 

@@ -206,6 +206,28 @@ def _rows(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tens
 ALL_ATTENTION_FUNCTIONS.register(CAPTURE, _rows)
 
 
+class _Ones(nn.Module):
+    """A projection that makes ones."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.width = width
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return states.new_ones(*states.shape[:-1], self.width)
+
+
+def _ones_instead(attention: nn.Module) -> dict[str, nn.Module | None]:
+    """The attention's modules with ones for its projections and no norms behind them. Raises ValueError."""
+    modules = dict(attention._modules)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        width = getattr(modules.get(name), "out_features", None)
+        if width is None:
+            raise ValueError(f"what the rotation alone prefers cannot be had of {type(attention).__name__}: no {name}")
+        modules[name] = _Ones(width)
+    return modules | {name: nn.Identity() for name in ("q_norm", "k_norm") if name in modules}
+
+
 @torch.no_grad()
 def attention_rows(
     attention: Any,
@@ -214,15 +236,16 @@ def attention_rows(
     queries: torch.Tensor,
     seen: torch.Tensor,
     positions: torch.Tensor,
-    rope: bool,
+    rope: bool = True,
+    ones: bool = False,
 ) -> torch.Tensor:
     """float32 [1, heads, R, S]: softmax rows of the chosen queries (LongTensor [R]) of one sample, by any kernel.
 
     given: the keyword arguments that `attention` is called with, of one sample; recorded: its keys and values, None
     before it has run. seen: bool [R, S], without the layer's window, which counts in positions (LongTensor [S], of what
-    was there before any token was dropped). rope: False compares queries and keys before their rotation. The
-    attention's own projections, norms and rotation are used, for the chosen queries alone where the keys are known and
-    rotated.
+    was there before any token was dropped). rope: False compares queries and keys before their rotation; ones: True
+    replaces both by ones before it. The attention's own projections, norms and rotation are used, for the chosen
+    queries alone where the keys are known and rotated.
     """
     found: list[torch.Tensor] = []
     clone = copy.copy(attention)
@@ -231,7 +254,9 @@ def attention_rows(
     clone.dart_take, clone.dart_seen, clone.dart_positions, clone.dart_asked = found.append, seen, positions, queries
     name = str(cache_argument(attention))
     length = given["hidden_states"].shape[1]
-    if rope and recorded.keys is not None:
+    if ones:
+        clone._modules = _ones_instead(attention)
+    if rope and not ones and recorded.keys is not None:
         clone.dart_queries = None
         rows = queries[None]
         given = {key: gather_argument(key, value, rows, length, False) for key, value in given.items()}

@@ -19,7 +19,7 @@ from dart.config import DartConfig
 from dart.engine.budgets import group_budgets, stage_budget
 from dart.engine.host import HostCopy, to_device
 from dart.engine.layout import PADDING
-from dart.engine.signals import Signals
+from dart.engine.signals import NAMES, Signals
 from dart.strategies.base import Batch, GroupPlan, Merge, Reduction, Stage, Strategy, Tokens, with_forced
 
 
@@ -92,32 +92,41 @@ class Selector:
         text = after if valid is None else after[valid[after]]
         start = 0 if valid is None else int(valid.argmax())
         plans = []
-        for positions, size, asked in self._groups(visual, spans, sizes):
+        for number, positions, size, asked in self._groups(visual, spans, sizes):
             forced = None if pivots is None else _forced(pivots, visual, positions, text)
             budget = stage_budget(self.config, self.stages, self.index, size, asked, self.layers)
             config = with_forced(self.config, forced, positions)
             keep = self.strategy.count(config, positions.size, budget, text.size)
             if keep < positions.size:
-                plans.append(GroupPlan(positions, text, budget, keep, start, forced))
+                plans.append(GroupPlan(positions, text, budget, keep, start, forced, number))
         return plans
 
     def _groups(
         self, visual: np.ndarray, spans: np.ndarray, sizes: dict[int, int] | None
-    ) -> list[tuple[np.ndarray, int, float]]:
-        """(positions, first size, tokens asked for) of every group: one per span in proportion to its size, or one."""
+    ) -> list[tuple[int, np.ndarray, int, float]]:
+        """(number, positions, first size, tokens asked for) of every group: one per span in proportion to its size, or
+        one. numbers: those of the spans, the same at every stage."""
         order = np.argsort(spans[visual], kind="stable")
         parts = np.split(visual[order], np.flatnonzero(np.diff(spans[visual][order])) + 1)
-        firsts = [int(part.size) if sizes is None else sizes[int(spans[part[0]])] for part in parts]
+        numbers = [int(spans[part[0]]) for part in parts]
+        firsts = [int(part.size) if sizes is None else sizes[n] for n, part in zip(numbers, parts, strict=True)]
         if self.config.scope == "joint" or len(parts) == 1:
-            return [(visual, sum(firsts), self.config.budget(sum(firsts)))]
-        return list(zip(parts, firsts, group_budgets(self.config, firsts), strict=True))
+            return [
+                (
+                    0 if self.config.scope == "joint" else numbers[0],
+                    visual,
+                    sum(firsts),
+                    self.config.budget(sum(firsts)),
+                )
+            ]
+        return list(zip(numbers, parts, firsts, group_budgets(self.config, firsts), strict=True))
 
     @torch.no_grad()
     def run(self, batch: Batch, signals: list[Signals]) -> Kept:
         """What stays of every sample."""
         rows = self.strategy.reduce_batch(batch, self.config)
         if rows is not None:
-            return Kept(rows, batch.widths)
+            return Kept(self._checked_rows(rows, batch), batch.widths)
         kept, merges = [], []
         for sample, plans, stays in zip(signals, batch.groups, batch.always, strict=True):
             positions, merged = self._one(sample, plans, stays)
@@ -137,6 +146,25 @@ class Selector:
             if reduction.merge is not None:
                 merges.append((reduction.keep, reduction.merge))
         return torch.cat(parts).sort().values, merges
+
+    def _checked_rows(self, rows: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Raises ValueError for a `reduce_batch` that breaks the contract. The kernels' choice is not checked."""
+        name, shape = self.config.strategy, (len(batch.groups), max(batch.widths))
+        if not isinstance(rows, torch.Tensor) or rows.dtype != torch.long or rows.shape != shape:
+            raise TypeError(f"strategy {name!r} must return a LongTensor {list(shape)} from `reduce_batch`")
+        if self.kernels != "torch":
+            return rows
+        for row, width, groups, always in zip(rows, batch.widths, batch.groups, batch.always, strict=True):
+            padding, kept = row[: shape[1] - width], row[shape[1] - width :]
+            ascending = (padding == PADDING).all() & (kept[:1] >= 0).all() & (kept[1:] > kept[:-1]).all()
+            _require(ascending, f"strategy {name!r} must keep different positions, ascending, after {PADDING} in front")
+            text = torch.isin(to_device(np.flatnonzero(always), row.device), kept).all()
+            _require(text, f"strategy {name!r} dropped text, or other tokens that it was not asked about")
+            for group in groups:
+                count = torch.isin(to_device(group.visual, row.device), kept).sum()
+                message = f"strategy {name!r} must keep {group.keep} visual tokens of a token group"
+                _require(count == group.keep, message)
+        return rows
 
     def _checked(self, reduction: Reduction, tokens: Tokens) -> Reduction:
         """Raises ValueError for a strategy that breaks the contract; on a GPU its values are checked there."""
@@ -179,6 +207,10 @@ def selector(config: DartConfig, layers: int) -> list[Selector]:
     if unknown := sorted(set(config.options) - set(strategy.options)):
         known = ", ".join(sorted(strategy.options)) or "none"
         raise ValueError(f"strategy {config.strategy!r} has no option {', '.join(unknown)}; known: {known}")
+    if unknown := sorted(strategy.needed(config) - set(NAMES)):
+        raise ValueError(
+            f"strategy {config.strategy!r} needs {', '.join(unknown)}, which is no signal; known: {', '.join(NAMES)}"
+        )
     stages = tuple(sorted(strategy.stages(config, layers), key=lambda stage: stage.layer))
     if len({stage.layer for stage in stages}) != len(stages):
         raise ValueError(f"strategy {config.strategy!r} has two stages at one layer")
@@ -282,7 +314,7 @@ def plan_batch(
 def _simple(config: DartConfig) -> Selector:
     """The strategy's only stage. Raises ValueError for one that needs more than hidden states and keys."""
     stages = selector(config, config.layer + 1)
-    if len(stages) != 1 or stages[0].strategy.needed(config) - {"raw", "hidden", "keys"}:
+    if len(stages) != 1 or stages[0].strategy.needed(config) - {"raw", "hidden", "keys", "question"}:
         raise ValueError(f"only strategies of hidden states and keys can run without a model, not {config.strategy!r}")
     if config.budget_kind == "mean-over-layers":
         raise ValueError("budget_kind='mean-over-layers' needs a model: its number of layers is not known here")
@@ -290,7 +322,9 @@ def _simple(config: DartConfig) -> Selector:
 
 
 def _run(stage: Selector, batch: Batch) -> Kept:
-    name, samples = stage.config.strategy, zip(batch.hidden, batch.keys, strict=True)
-    return stage.run(
-        batch, [Signals(states, batch.norm, {"keys": own, "values": own}, name) for states, own in samples]
-    )
+    signals = []
+    for states, keys, groups in zip(batch.hidden, batch.keys, batch.groups, strict=True):
+        question = to_device(groups[0].text if groups else np.zeros(0, dtype=np.int64), states.device)
+        given = {"keys": keys, "question": question}  # without ids, all of the text after the image
+        signals.append(Signals(states, batch.norm, given, stage.config.strategy))
+    return stage.run(batch, signals)

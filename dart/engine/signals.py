@@ -6,15 +6,18 @@
 | `hidden` | [S, D] | the same after the model's final norm (before the LLM: `raw`) |
 | `previous` | [S, D] | hidden states one layer earlier |
 | `keys`, `values` | [H, S, d] | of the layer before, keys after RoPE (before the LLM: the embeddings, as one head) |
-| `attention` | [R, S] | `attention_rows(queries, rope=True)`: mean over heads of softmax rows of the layer before |
+| `attention` | [R, S] | `attention_rows(queries, rope=True)`: mean over heads of softmax rows of the layer before; |
+| | [H, R, S] | `attention_heads(queries)`: those of each head |
+| | [R, S] | `rotation_rows(queries)`: those of queries and keys of ones, what the positions alone prefer |
 | `next_attention` | [R, S] | `next_attention_rows(queries)`: those of this layer if nothing were dropped before it |
 | `embeddings` | [S, D] | the LLM's inputs |
+| `question` | [Q] | positions of the question: text after the last image, see `Family.question` |
 | `grid` | [S, 4] | frame, row, column and tile of each visual token |
 | `tower_features` | [S, E] | of each visual token, the vision tower's states before the projector |
 | `tower_keys` | [S, h, e] | of each visual token, its keys in the tower's layer whose states are used, by head |
 | `tower_attention` | [S] | attention that CLS pays each visual token there, mean of heads; without CLS, mean received |
 
-S: tokens of one sample; those of the last four are 0 for text. No S x S or N x N matrix of attention is made.
+S: tokens of one sample; those of `grid` and the tower are 0 for text. No S x S or N x N matrix of attention is made.
 """
 
 from __future__ import annotations
@@ -37,12 +40,13 @@ NAMES = (
     "attention",
     "next_attention",
     "embeddings",
+    "question",
     "grid",
     "tower_features",
     "tower_keys",
     "tower_attention",
 )
-Rows = Callable[[torch.Tensor, bool], torch.Tensor]
+Rows = Callable[..., torch.Tensor]  # (queries [R], rope, ones) -> [H, R, S], see `dart.engine.layers.attention_rows`
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,14 @@ class Signals:
     """Of one sample, see the table above. norm: the final norm, None where `raw` needs none.
 
     given: signals that the engine collected; asking for one that the strategy (its name) did not name in `needs` is an
-    error.
+    error. memory: what the strategy remembers of a token group from one stage to the next, see `Tokens.memory`.
     """
 
     raw: torch.Tensor
     norm: Any
     given: dict[str, Any] = field(default_factory=dict)
     strategy: str = ""
+    memory: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> torch.Tensor:
         if name in NAMES and name in self.given:
@@ -82,9 +87,19 @@ class Signals:
         their rotation, which takes the distance out of the scores.
         """
         rows: Rows = self.attention  # type: ignore[assignment]
-        return rows(queries, rope)
+        return rows(queries, rope).mean(0)
+
+    def attention_heads(self, queries: torch.Tensor) -> torch.Tensor:
+        """float32 [H, R, S]: the rows of every head."""
+        rows: Rows = self.attention  # type: ignore[assignment]
+        return rows(queries)
+
+    def rotation_rows(self, queries: torch.Tensor) -> torch.Tensor:
+        """float32 [R, S]: the rows that the layer's rotation and mask make of queries and keys of ones."""
+        rows: Rows = self.attention  # type: ignore[assignment]
+        return rows(queries, ones=True).mean(0)
 
     def next_attention_rows(self, queries: torch.Tensor) -> torch.Tensor:
         """The same of this layer, from its own norm and projections of `raw`, as if nothing were dropped before it."""
         rows: Rows = self.next_attention  # type: ignore[assignment]
-        return rows(queries, True)
+        return rows(queries).mean(0)

@@ -93,10 +93,10 @@ class Tower:
         """The signal [B, S, ...] of all tokens of a forward, 0 for text. Raises ValueError with the reason."""
         handle, spans = self.handle, forward.visual_spans()
         if name == "grid":
-            grid = handle.family.grid(handle.model, forward.inputs, torch.from_numpy(spans))
+            grid = handle.family.grid(handle.model, forward.inputs, torch.from_numpy(spans[:: forward.repeats]))
             if grid is None:
                 raise ValueError(f"{self.refused}where its visual tokens lie is not known")
-            return grid.to(device)
+            return grid.repeat_interleave(forward.repeats, 0).to(device)
         captured, beams = forward.tower, 1
         if not captured and forward.prompt is not None:
             captured = forward.prompt.tower

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -75,6 +76,21 @@ class Family:
         """
         mask = self.visual_mask(model, arguments)
         return None if mask is None else runs_of(mask)
+
+    def question(self, model: Any, ids: np.ndarray) -> np.ndarray:
+        """bool [M]: which of `ids`, int [M], the text after a sample's last image, ask the question.
+
+        No special token does, that is none of an id that the model's configs name (`..._token_id`). A model that names
+        several end tokens ends the turns of both sides with one of them: what comes after the last one in the text is
+        the template's call for an answer, and is left out. A model with one end token (LLaVA-1.5) ends answers alone:
+        its template's tail is plain text that nobody can tell from the question, and stays. Where this leaves nothing
+        (the question came before the image), all of the text.
+        """
+        ends, special = end_tokens(model), special_tokens(model)
+        asks = ~np.isin(ids, sorted(special))
+        if len(ends) > 1 and (turns := np.flatnonzero(np.isin(ids, sorted(ends)))).size:
+            asks[turns[-1] :] = False
+        return asks if asks.any() else np.ones_like(asks)
 
     def earliest_layer(self, model: Any) -> int:
         """The first layer at which tokens may be dropped: after the last one that visual features are added to."""
@@ -148,6 +164,27 @@ class Family:
         if frames > 1 and count == shape[0] * shape[1]:
             queue[:0] = [[1, high, wide]] * (frames - 1)
         return shape if count in (shape[0] * shape[1], frames * shape[0] * shape[1]) else None
+
+
+def _named_ids(model: Any, names: Callable[[str], bool]) -> set[int]:
+    """The ids in the model's configs under the names that `names` accepts."""
+    configs = [model.config, model.config.get_text_config(decoder=True), getattr(model, "generation_config", None)]
+    found: set[int] = set()
+    for config in configs:
+        for name, value in ({} if config is None else vars(config)).items():
+            if names(name):
+                found |= {each for each in (value if isinstance(value, list) else [value]) if isinstance(each, int)}
+    return found
+
+
+def end_tokens(model: Any) -> set[int]:
+    """The ids that end a turn or a text, by the model's configs."""
+    return _named_ids(model, lambda name: name == "eos_token_id")
+
+
+def special_tokens(model: Any) -> set[int]:
+    """The ids that stand for no text, by the model's configs."""
+    return _named_ids(model, lambda name: name.endswith(("_token_id", "_token_index")))
 
 
 FAMILIES: dict[str, Family] = {}

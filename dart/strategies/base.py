@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -57,7 +57,8 @@ class GroupPlan:
     """What the host knows of one token group before its selection.
 
     visual, text: int64 arrays [N], [M] of ascending positions; budget: tokens asked for; keep: tokens to keep (< N);
-    start: the first position that is no padding in front; forced: pivots in visiting order, or None.
+    start: the first position that is no padding in front; forced: pivots in visiting order, or None; number: of the
+    group's visual span, 0 for all of them together: the same at every stage.
     """
 
     visual: np.ndarray
@@ -66,6 +67,7 @@ class GroupPlan:
     keep: int
     start: int = 0
     forced: list[int] | None = None
+    number: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,14 @@ class Tokens:
     @property
     def keep(self) -> int:
         return self.plan.keep
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """What the strategy wrote down for this token group at an earlier stage of this forward; it may add to it.
+
+        Positions change from stage to stage; text after the images keeps its distance to the end of the sample.
+        """
+        return self.signals.memory.setdefault(self.plan.number, {})
 
 
 @dataclass(frozen=True)
@@ -171,6 +181,24 @@ def with_forced(config: DartConfig, forced: list[int] | None, visual: np.ndarray
 def highest(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Indices [count] of the highest `scores` [N], ascending; of equals the first ones."""
     return scores.sort(descending=True, stable=True).indices[:count].sort().values
+
+
+def pyramid(name: str, places: Sequence[float], fractions: Sequence[float], layers: int) -> tuple[Stage, ...]:
+    """Stages of the strategy `name` at `places`, parts of the depth of a decoder of `layers` layers, where `fractions`
+    of the first tokens stay, times the budget's one factor. In a shallow decoder each stage is at least one layer
+    behind the one before. Raises ValueError for what makes no pyramid.
+    """
+    good = len(places) == len(fractions) > 0 and all(0 < each <= 1 for each in (*places, *fractions))
+    if not good or list(fractions) != sorted(fractions, reverse=True) or list(places) != sorted(places):
+        raise ValueError(
+            f"options places and fractions of strategy {name!r} must be equally long, in (0, 1], the places rising and "
+            f"the fractions falling, got {places} and {fractions}"
+        )
+    stages: list[Stage] = []
+    for place, fraction in zip(places, fractions, strict=True):
+        first = stages[-1].layer + 1 if stages else 1
+        stages.append(Stage(max(first, round(place * layers)), float(fraction)))
+    return tuple(stages)
 
 
 REGISTRY: dict[str, Strategy] = {}

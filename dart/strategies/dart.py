@@ -1,4 +1,4 @@
-"""DART's selection (arXiv 2502.11494, section 3): pivots by key norm, then the tokens that resemble them least.
+"""DART: pivots by key norm, and the tokens that resemble them least (arXiv 2502.11494).
 
 Two arithmetics for one method. `pivot_order="norm"`: float32 whatever the model's dtype is, and of equals the first
 token wins, so that every device and the kernels in `dart.kernels` choose alike. `pivot_order="original"`: the research
@@ -15,11 +15,23 @@ from torch.nn.functional import normalize
 from dart import kernels
 from dart.config import DartConfig
 from dart.strategies.base import Batch, GroupPlan, Reduction, Strategy, Tokens, register, with_forced
+from dart.strategies.fastv import last_query
 
 if TYPE_CHECKING:
     from dart.engine.signals import Signals
 
 COSINE_EPS = 1e-8
+DEFAULT_RULE, SMALLEST = "k-norm", "-min"
+# Of choosing pivots, and the signals that each needs besides DART's own.
+RULES: dict[str, frozenset[str]] = {
+    DEFAULT_RULE: frozenset(),
+    "k-norm-min": frozenset(),
+    "v-norm": frozenset({"values"}),
+    "v-norm-min": frozenset({"values"}),
+    "attention": frozenset({"attention"}),
+    "attention-min": frozenset({"attention"}),
+    "random": frozenset(),
+}
 CPU_BLOCK_ROWS = 256
 CPU_STATE_ROWS = 128  # a norm makes several temporaries
 INDEX_BITS = 32
@@ -100,9 +112,21 @@ class Dart(Strategy):
     """Equations of section 3.2: each pivot in turn takes the least similar of the tokens nobody took yet.
 
     Before the LLM (layer 0) there are no keys yet: the pivots are those with the largest L1 norms of the embeddings.
+
+    pivots: what they are chosen by, for the paper's ablation: "k-norm", the method's own; "v-norm", the L1 norms of the
+        values; "attention", what the last text token attends to in the layer before, mean over heads; each with "-min"
+        behind it for the smallest instead of the largest; "random", by `config.seed`. The same rule chooses pivots of
+        the image and of the text. All but the first run with torch's operations, whatever DART_KERNELS says.
     """
 
     needs = frozenset({"hidden", "keys"})
+    options = {"pivots": DEFAULT_RULE}
+
+    def needed(self, config: DartConfig) -> frozenset[str]:
+        rule = self.option(config, "pivots")
+        if rule not in RULES:
+            raise ValueError(f"option pivots of strategy 'dart' must be one of {', '.join(RULES)}, got {rule!r}")
+        return self.needs | RULES[rule]
 
     def count(self, config: DartConfig, tokens: int, budget: float, texts: int | None = None) -> int:
         """As the research code counts: 128 keeps 4 + 8 * 16 = 132, unless `exact`."""
@@ -116,10 +140,9 @@ class Dart(Strategy):
             pivots = torch.tensor(plan.forced, dtype=torch.long, device=visual.device)
             own = torch.isin(visual, pivots).int().topk(images).indices
         else:
-            norms = key_norms(keys[:, tokens.rows]).index_select(0, visual - first)
-            own = _largest(norms, images, keys.dtype, faithful)
-            norms = key_norms(keys.index_select(1, tokens.text))
-            texts = _largest(norms, max(len(takes) - images, 0), keys.dtype, faithful)
+            of_visual, of_text = self._importance(tokens)
+            own = _largest(of_visual, images, keys.dtype, faithful)
+            texts = _largest(of_text, max(len(takes) - images, 0), keys.dtype, faithful)
             pivots = torch.cat([visual[own], tokens.text[texts]])
             if faithful:  # the order rests on the positions that a sample has alone
                 pivots = visiting_order(pivots - plan.start) + plan.start
@@ -137,7 +160,24 @@ class Dart(Strategy):
 
     def reduce_batch(self, batch: Batch, config: DartConfig) -> torch.Tensor | None:
         """The same for all token groups of all samples at once, on a GPU; None where `dart.kernels` does not do it."""
-        return kernels.select_rows(batch, config)
+        return kernels.select_rows(batch, config) if self.option(config, "pivots") == DEFAULT_RULE else None
+
+    def _importance(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor]:
+        """float32 [N], [M] of the visual tokens and of the text: the largest become pivots."""
+        rule = self.option(tokens.config, "pivots")
+        source, sign = rule.removesuffix(SMALLEST), -1 if rule.endswith(SMALLEST) else 1
+        if source == "random":
+            generator = torch.Generator().manual_seed(tokens.config.seed)
+            sizes = tokens.visual.numel(), tokens.text.numel()
+            images, texts = torch.rand(sum(sizes), generator=generator).to(tokens.visual.device).split(sizes)
+            return images, texts
+        if source == "attention":
+            row = tokens.signals.attention_rows(last_query(tokens))[0] * sign
+            return row[tokens.visual], row[tokens.text]
+        given = tokens.signals.values if source == "v-norm" else tokens.signals.keys
+        norms = key_norms(given[:, tokens.rows]).index_select(0, tokens.visual - tokens.rows.start)
+        texts = key_norms(given.index_select(1, tokens.text))
+        return (norms, texts) if sign > 0 else (-norms, -texts)
 
 
 def pivot_plan(config: DartConfig, plan: GroupPlan) -> tuple[int, list[int]]:

@@ -17,6 +17,31 @@ def _first_highest(scores: torch.Tensor) -> torch.Tensor:
     return torch.where(scores == scores.max(), places, len(scores)).min()[None]
 
 
+def most_isolated(units: torch.Tensor) -> torch.Tensor:
+    """LongTensor [1]: of `units` [N, D], vectors of length 1, the one whose nearest other one is farthest."""
+    return _first_highest(torch.cat([_nearest(units, start) for start in range(0, len(units), BLOCK)]))
+
+
+def farthest_first(units: torch.Tensor, start: torch.Tensor, count: int) -> torch.Tensor:
+    """LongTensor [count]: `start`, then again and again the one whose nearest chosen one is farthest by 1 - cosine.
+
+    units: float32 [N, D] of length 1; start: LongTensor of one or more different indices. Of equals the first.
+    """
+    chosen: list[torch.Tensor] = []
+    distance = torch.full_like(units[:, 0], torch.inf)
+    for number in range(count):
+        chosen.append(start[number, None] if number < len(start) else _first_highest(distance))
+        distance = torch.minimum(distance, 1 - units @ units[chosen[-1]][0]).index_fill_(0, chosen[-1], -torch.inf)
+    return torch.cat([start[:0], *chosen])
+
+
+def _nearest(units: torch.Tensor, start: int) -> torch.Tensor:
+    """Distance of some, from `start` on, to the nearest other one."""
+    distances = 1 - units[start : start + BLOCK] @ units.T
+    distances.diagonal(start).fill_(torch.inf)
+    return distances.amin(1)
+
+
 @register("divprune")
 class DivPrune(Strategy):
     """Max-min diversity: with d_ij = 1 - cos(x_i, x_j), first the token whose nearest other one is farthest,
@@ -36,19 +61,4 @@ class DivPrune(Strategy):
 
     def reduce(self, tokens: Tokens) -> Reduction:
         units = normalize(tokens.signals.raw[tokens.visual].float(), dim=-1)
-        distance = torch.cat([self._nearest(units, start) for start in range(0, len(units), BLOCK)])
-        chosen: list[torch.Tensor] = []
-        taken = torch.zeros_like(distance, dtype=torch.bool)
-        for number in range(tokens.keep):
-            chosen.append(_first_highest(distance.masked_fill(taken, -torch.inf)))
-            taken[chosen[-1]] = True
-            own = 1 - units @ units[chosen[-1]][0]
-            distance = own if number == 0 else torch.minimum(distance, own)
-        return Reduction(tokens.visual[torch.cat(chosen).sort().values] if chosen else tokens.visual[:0])
-
-    @staticmethod
-    def _nearest(units: torch.Tensor, start: int) -> torch.Tensor:
-        """Distance of some tokens, from `start` on, to the nearest other one."""
-        distances = 1 - units[start : start + BLOCK] @ units.T
-        distances.diagonal(start).fill_(torch.inf)
-        return distances.amin(1)
+        return Reduction(tokens.visual[farthest_first(units, most_isolated(units), tokens.keep).sort().values])

@@ -1,4 +1,4 @@
-"""Control: smaller images."""
+"""Downsample: smaller images, and all of their tokens (control)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Control: means of neighbouring tokens."""
+"""Pooling: means of neighbouring tokens (control)."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dart.config import DartConfig
-from dart.strategies.base import Reduction, Stage, Strategy, Tokens, highest, register
+from dart.strategies.base import Reduction, Stage, Strategy, Tokens, highest, pyramid, register
 from dart.strategies.fastv import last_query
 
 
@@ -24,15 +24,7 @@ class PyramidDrop(Strategy):
     options = {"places": (0.25, 0.5, 0.75), "fractions": (0.5, 0.25, 0.125)}
 
     def stages(self, config: DartConfig, layers: int) -> tuple[Stage, ...]:
-        places, fractions = self.option(config, "places"), self.option(config, "fractions")
-        good = len(places) == len(fractions) > 0 and all(0 < each <= 1 for each in (*places, *fractions))
-        if not good or list(fractions) != sorted(fractions, reverse=True) or list(places) != sorted(places):
-            raise ValueError(
-                "options places and fractions of strategy 'pyramiddrop' must be equally long, in (0, 1], the places "
-                f"rising and the fractions falling, got {places} and {fractions}"
-            )
-        numbers = [max(1, round(place * layers)) for place in places]
-        return tuple(Stage(number, float(part)) for number, part in zip(numbers, fractions, strict=True))
+        return pyramid("pyramiddrop", self.option(config, "places"), self.option(config, "fractions"), layers)
 
     def reduce(self, tokens: Tokens) -> Reduction:
         scores = tokens.signals.next_attention_rows(last_query(tokens))[0][tokens.visual]

@@ -1,4 +1,4 @@
-"""Control: tokens drawn at random."""
+"""Random: tokens drawn at random (control)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Control: tokens evenly spaced over the visual tokens."""
+"""Uniform: tokens evenly spaced over the visual tokens (control)."""
 
 from __future__ import annotations
 
