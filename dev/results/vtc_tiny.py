@@ -18,7 +18,7 @@ RESULTS = RESULTS_FOLDER / "vtc-llava-tiny.json"
 RATIOS = [2, 3, 4]
 # The model has six layers: at layer 2 no mean under a third of the tokens can be reached, at layer 0 every one.
 STRATEGIES = ["dart@0", "dart", "fastv", "divprune", "visionzip"]
-LIMIT, BATCH_SIZE = 100, 8
+LIMIT, BATCH_SIZE = 60, 8
 
 
 @exits_cleanly

@@ -17,8 +17,8 @@ from llava.files import fingerprint
 
 
 class Runner:
-    """checkpoint: a folder or hub name; folder: holds a folder of answers files for each checkpoint; loop_flags: of every
-    run. digest: what tells checkpoints apart."""
+    """checkpoint: a folder or hub name; folder: holds a folder of answers files for each checkpoint; loop_flags: those
+    of every run. digest: what tells checkpoints apart."""
 
     def __init__(self, checkpoint: str, folder: Path, loop_flags: Sequence[str]):
         self.checkpoint, self.loop_flags = checkpoint, list(loop_flags)

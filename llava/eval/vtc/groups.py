@@ -17,6 +17,7 @@ TOLERANCE = 0.05  # by which the tokens of two runs may differ
 SIGNIFICANT = 0.05
 NAMED = 3  # questions that a note names
 DECIMALS = 2
+EXCESS_DIGITS = 6
 ORIGINAL, FILTER = "original", "filter"
 
 Key = tuple[Any, ...]  # (benchmark, question id, prompt, how often it was asked before)
@@ -127,7 +128,7 @@ def row_of(name: str, runs: Sequence[Run], groups: Groups, budget: float | None)
     wins = [sum(run[key].right for key in groups.difficult) for run in runs]
     losses = [sum(not run[key].right for key in groups.simple) for run in runs]
     tokens = _mean(tokens_of(run) for run in runs)
-    excess = None if tokens is None or not budget else tokens / budget - 1
+    excess = None if tokens is None or not budget else round(tokens / budget - 1, EXCESS_DIGITS)
     row = {
         "name": name,
         "runs": len(runs),

@@ -100,7 +100,7 @@ def grid_share(model: Any, ratio: int) -> tuple[int, float]:
 
 
 def budget_flags(run: Run) -> list[str]:
-    """The tokens that the filter really left, as a budget: their number where it is one for all images, else a share."""
+    """The tokens that the filter really left, as a budget: their number where all images have as many, or a share."""
     left = {answer.tokens for answer in run.values()}
     count = left.pop()
     return ["--max_num_trunction", str(round(count))] if not left and count else share_flags(realised_share(run) or 1.0)
@@ -142,8 +142,13 @@ class Protocol:
         self.runner.answer(task, data, examples, answers, flags)
         return judged(benchmark, data, list(read_lines(answers)))
 
-    def runs(self, benchmark: str, ratio: int, methods: Mapping[str, Method]) -> tuple[dict[str, Run], dict[str, str]]:
-        """(name -> run, name -> why there is none)."""
+    def runs(
+        self, benchmark: str, ratio: int, filters: Sequence[str], methods: Mapping[str, Method]
+    ) -> tuple[dict[str, Run], dict[str, str]]:
+        """(name -> run, name -> why there is none).
+
+        Raises UserError where the model cannot be pooled and one of the filters needs it.
+        """
         model = self.runner.loaded.model
         runs: dict[str, Run] = {}
         not_run: dict[str, str] = {}
@@ -152,26 +157,31 @@ class Protocol:
             runs[name] = self.answered(benchmark, name if name in (ORIGINAL, BLIND) else f"{name}-D{ratio}", flags)
             return runs[name]
 
-        run(ORIGINAL)
-        run(BLIND, "--blind")
-        count, share = grid_share(model, ratio)
-        fixed = not is_anyres(model.config)
-        run(POOL, *Method(POOL, 0).flags(["--max_num_trunction", str(count)] if fixed else share_flags(share)))
-        budget, share = budget_flags(runs[POOL]), realised_share(runs[POOL]) or 1.0
-        sharp = runs[POOL]
-        blurred = run(BLUR, "--blur", str(ratio))
-        runs[BLUR] = {key: answer._replace(tokens=sharp[key].before) for key, answer in blurred.items()}
-        for seed in range(self.seeds):
-            run(f"{RANDOM}-seed{seed}", *Method(RANDOM, 0, seed=seed).flags(budget))
-        run(FILTERS[RANDOM], *Method(RANDOM, 0, seed=self.seeds).flags(budget))
-        run(UNIFORM, *Method(UNIFORM, 0).flags(budget))
-        for name, method in methods.items():
+        def attempt(name: str, method: Method, budget: Sequence[str], share: float) -> None:
             try:
                 dart.prune(model, method.config(share)).remove()
                 run(name, *method.flags(budget))
             except (UserError, ValueError) as error:
                 print(f"not run: {one_line(error)}", flush=True)
                 not_run[name] = one_line(error)
+
+        count, share = grid_share(model, ratio)
+        budget = share_flags(share) if is_anyres(model.config) else ["--max_num_trunction", str(count)]
+        attempt(POOL, Method(POOL, 0), budget, share)
+        if POOL in runs:
+            budget, share = budget_flags(runs[POOL]), realised_share(runs[POOL]) or 1.0
+        elif needing := {"pool", VOTE} & set(filters):
+            raise UserError(f"--filter {needing.pop()}: {not_run[POOL]}; choose --filter {RANDOM} or {DOWNSAMPLE}")
+        run(ORIGINAL)
+        run(BLIND, "--blind")
+        counted = run(FILTERS[RANDOM], *Method(RANDOM, 0, seed=self.seeds).flags(budget))
+        for seed in range(self.seeds):
+            run(f"{RANDOM}-seed{seed}", *Method(RANDOM, 0, seed=seed).flags(budget))
+        run(UNIFORM, *Method(UNIFORM, 0).flags(budget))
+        soft = run(BLUR, "--blur", str(ratio))
+        runs[BLUR] = {key: answer._replace(tokens=counted[key].before) for key, answer in soft.items()}
+        for name, method in methods.items():
+            attempt(name, method, budget, share)
         return runs, not_run
 
     def blocks(
@@ -181,7 +191,7 @@ class Protocol:
         together: dict[str, Run] = {}
         not_run: dict[str, str] = {}
         for number, benchmark in enumerate(benchmarks):
-            runs, failed = self.runs(benchmark, ratio, methods)
+            runs, failed = self.runs(benchmark, ratio, filters, methods)
             yield from self._blocks(benchmark, ratio, filters, runs, failed)
             together = {
                 name: {**together.get(name, {}), **run} for name, run in runs.items() if number == 0 or name in together
@@ -193,13 +203,14 @@ class Protocol:
     def _blocks(
         self, benchmark: str, ratio: int, filters: Sequence[str], runs: Mapping[str, Run], not_run: Mapping[str, str]
     ) -> Iterator[dict[str, Any]]:
+        budget = tokens_of(runs.get(POOL, runs[FILTERS[RANDOM]]))
         for name in filters:
             deciders = [FILTERS[each] for each in (FILTERS if name == VOTE else [name])]
             discriminator = vote([runs[each] for each in deciders]) if name == VOTE else runs[deciders[0]]
             others = {
                 key: run for key, run in runs.items() if key != FILTERS[RANDOM] and (name == VOTE or key != deciders[0])
             }
-            yield block_of(benchmark, ratio, LABELS[name], others, discriminator, tokens_of(runs[POOL]), not_run)
+            yield block_of(benchmark, ratio, LABELS[name], others, discriminator, budget, not_run)
 
 
 def block_of(
@@ -350,8 +361,15 @@ def save(out: Path, results: dict[str, Any]) -> None:
 
 
 def measure(protocol: Protocol, out: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Run everything and write the results after each ratio. args: of `parser`."""
+    """Run everything and write the results after each ratio. args: of `parser`.
+
+    Raises UserError, before anything is run, for a benchmark that is not there or whose single answers have no score.
+    """
     runner = protocol.runner
+    for benchmark in args.benchmarks:
+        data = protocol.data_of(benchmark)
+        tasks.get(benchmark).examples(data)
+        judged(benchmark, data, [])
     name = f"{runner.loaded.name} ({runner.digest[:12]})"
     results: dict[str, Any] = {"filter_model": name, "tested_model": name, "notes": [], "blocks": []} | provenance()
     methods = methods_of(args.strategies, args.budget_kinds, runner.loaded.model.config.num_hidden_layers)

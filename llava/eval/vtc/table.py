@@ -41,6 +41,8 @@ def _block(block: Mapping[str, Any]) -> Iterator[str]:
     yield f"### {names}, D = {block['ratio']}, groups by {block['filter']}"
     yield ""
     budget = "not counted" if block["budget"] is None else f"{block['budget']:.1f} visual tokens"
+    if block["share"] is not None:
+        budget += f"; the filter left {100 * block['share']:.2f} % (1 / D^2 is {100 / block['ratio'] ** 2:.2f} %)"
     small = f" (n_A is under {FLOOR}: no verdict)" if block["n_A"] < FLOOR else ""
     yield (
         f"{block['samples']} questions, {block['original_right']} of them answered by the original: "
@@ -52,10 +54,9 @@ def _block(block: Mapping[str, Any]) -> Iterator[str]:
     for name, why in block["not_run"].items():
         rows.append([name, *[NOT_RUN] * (len(HEADS) - 2), f"not run: {why}"])
     yield from markdown(HEADS, rows)
-    yield ""
-    yield from (f"- {note}" for note in block["notes"])
     if block["notes"]:
         yield ""
+    yield from (f"- {note}" for note in block["notes"])
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:
