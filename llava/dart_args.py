@@ -10,6 +10,7 @@ import torch
 
 import dart
 from dart import DartConfig
+from dart.config import BUDGET_KINDS
 from dart.utils import UserError
 from llava.model.anyres import is_anyres
 
@@ -17,7 +18,7 @@ DEFAULTS = DartConfig()
 NEXT_TOKENS = 320  # LLaVA-NeXT's, as `retain_token_num_for_llava_next` of the research code
 SETTINGS = [
     "pruned_layer", "max_num_trunction", "reduction_ratio", "pivot_image_token", "pivot_text_token", "pivot_order",
-    "scope", "strategy", "seed",
+    "scope", "strategy", "seed", "exact", "budget_kind",
 ]  # fmt: skip
 TRUE_WORDS, FALSE_WORDS = ("true", "1", "yes"), ("false", "0", "no")
 
@@ -68,6 +69,17 @@ def add_dart_arguments(parser: argparse.ArgumentParser) -> None:
         help="one budget for all vision tokens of a prompt (the original) or a share for each picture or tile",
     )
     group.add_argument("--strategy", default=DEFAULTS.strategy, help="dart, random, uniform or a strategy of your own")
+    group.add_argument(
+        "--exact",
+        action="store_const",
+        const=True,
+        help="keep exactly the budget; without it every strategy keeps what DART keeps with its roundings",
+    )
+    group.add_argument(
+        "--budget_kind",
+        choices=BUDGET_KINDS,
+        help=f"of what the budget is a number (default {DEFAULTS.budget_kind})",
+    )
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of random strategies and of sampling")
     group.add_argument("--attn_implementation", choices=("eager", "sdpa", "flash_attention_2", "flex_attention"))
 
@@ -93,7 +105,8 @@ def dart_config(args: argparse.Namespace, anyres: bool = False) -> DartConfig | 
             scope=args.scope,
             strategy=args.strategy,
             seed=args.seed,
-            exact=False,  # every strategy keeps what DART keeps: rows of one budget are equal
+            exact=bool(args.exact),  # False: every strategy keeps what DART keeps, so that rows of one budget are equal
+            budget_kind=args.budget_kind or DEFAULTS.budget_kind,
         )
         dart.strategies.in_model(config.strategy)
     except (TypeError, ValueError) as error:

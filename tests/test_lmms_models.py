@@ -234,3 +234,14 @@ def frames_of(path: Path) -> np.ndarray:
     frames = decord.VideoReader(str(path))[:].asnumpy()
     assert len(frames) == FRAMES
     return frames
+
+
+@pytest.mark.parametrize(("family", "simple"), KINDS)
+def test_downsampling_makes_images_smaller_before_the_processor(family, simple, manager):
+    given = {"pretrained": checkpoint(family), "max_pixels": PIXELS["max_pixels"], "min_pixels": 4 * 28 * 28}
+    before = []
+    for settings in ({"strategy": "random"}, {"strategy": "downsample", "reduction_ratio": 0.75}):
+        model = get_model(f"{family}_dart", simple)(**given, **settings)
+        answers(model, manager, ["pope_mini"], 2)
+        before.append(model.dart_handle.last.visual_before[0])
+    assert before[1] == pytest.approx(before[0] / 4, rel=0.1)

@@ -9,7 +9,7 @@ import pytest
 from dart.utils import UserError
 from llava import files
 from llava.eval import suite, tasks
-from llava.eval.engine import loop, suite_table
+from llava.eval.engine import loop, runner, suite_table
 from llava.eval.suite import Setting, settings_of
 from llava.files import EMBEDDED_DATA, fingerprint
 
@@ -122,9 +122,9 @@ def test_runs_what_is_missing_and_says_what_cannot_run(data, tmp_path, capsys):
 def test_tasks_decide_their_prompts_unless_a_flag_does(tmp_path, monkeypatch):
     asked = []
     task = tasks.get("qbench")
-    monkeypatch.setattr(suite, "load", lambda args: None)
+    monkeypatch.setattr(runner, "load", lambda args: None)
     monkeypatch.setattr(
-        suite, "run", lambda args, *_: asked.append((args.conv_mode, args.max_new_tokens)) or loop.Outcome(True, None)
+        runner, "run", lambda args, *_: asked.append((args.conv_mode, args.max_new_tokens)) or loop.Outcome(True, None)
     )
     monkeypatch.setattr(suite, "read_lines", lambda path: [])
     monkeypatch.setattr(type(task), "figures", lambda *_: (_ for _ in ()).throw(UserError("stop")))

@@ -8,7 +8,6 @@ the table that says why, and is tried again the next time. Flags of the loop (--
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -19,11 +18,11 @@ import dart
 from dart.utils import UserError, exits_cleanly, one_line, provenance, write_json, write_text
 from llava.eval import tasks
 from llava.eval.engine.answers import read_lines
-from llava.eval.engine.loop import add_loop_arguments, run
-from llava.eval.engine.model import Loaded, load
 from llava.eval.engine.ranks import Ranks
+from llava.eval.engine.runner import Runner
 from llava.eval.engine.suite_table import BLIND, UNPRUNED, to_html, to_markdown
-from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, fingerprint, read_json
+from llava.eval.vtc import run as vtc
+from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, read_json
 
 RANDOM = "random"
 
@@ -70,19 +69,14 @@ class Suite:
     """Runs the missing cells of one results file. Raises UserError for a file of another checkpoint."""
 
     def __init__(self, checkpoint: str, data_of: Callable[[str], Path], out: Path, work: Path, loop_flags: list[str]):
-        self.checkpoint, self.data_of, self.out, self.loop_flags = checkpoint, data_of, out, loop_flags
-        self.parser = argparse.ArgumentParser(prog="suite: flags of the loop")
-        add_loop_arguments(self.parser, files=False)
-        self.parser.set_defaults(max_new_tokens=None, conv_mode=None)
-        digest = fingerprint(checkpoint) or hashlib.sha256(checkpoint.encode()).hexdigest()
-        self.work = work / digest[:12]
+        self.data_of, self.out, self.runner = data_of, out, Runner(checkpoint, work, loop_flags)
+        digest = self.runner.digest
         known = read_json(out) if out.is_file() else {"checkpoint_sha256": digest}
         if known.get("checkpoint_sha256") != digest:
             raise UserError(
                 f"{out} holds results of another checkpoint; choose another --out, or start with --overwrite"
             )
         self.results = {"checkpoint_sha256": digest, "settings": [], "cells": {}} | known
-        self._loaded: Loaded | None = None
 
     def cells(self, benchmarks: list[str], settings: list[Setting]) -> None:
         """Run what is missing, row by row, and write the results after every cell."""
@@ -114,13 +108,8 @@ class Suite:
     def _evaluate(self, benchmark: str, setting: Setting) -> dict[str, Any]:
         task, data = tasks.get(benchmark), self.data_of(benchmark)
         examples = task.examples(data)
-        answers = self.work / benchmark / f"{setting.name}.jsonl"
-        flags = ["--model-path", self.checkpoint, "--answers-file", str(answers), *self.loop_flags, *setting.flags()]
-        args = self.parser.parse_args(flags)
-        task.complete(args, data, task.split(data))
-        if self._loaded is None:
-            self._loaded = load(args)
-        last = run(args, self._loaded, examples).report
+        answers = self.runner.folder / benchmark / f"{setting.name}.jsonl"
+        last = self.runner.answer(task, data, examples, answers, setting.flags())
         figures = task.figures(data, list(read_lines(answers)), answers.with_suffix(""))
         if last is not None:
             figures |= {
@@ -142,7 +131,15 @@ def _numbers(text: str) -> list[int]:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--protocol", choices=("table", "vtc"), default="table", help="vtc: see docs/vtc.md")
+    chosen, argv = chooser.parse_known_args(argv)
+    if chosen.protocol == "vtc":
+        vtc.main(argv)
+        return
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[chooser]
+    )
     parser.add_argument("--ckpt", default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
     parser.add_argument("--data", default=str(EMBEDDED_DATA), help="folder that holds the benchmarks' folders")
     parser.add_argument("--benchmarks", type=_words, default="textvqa,pope,mme")

@@ -46,7 +46,7 @@ class DartArguments:
         clean = self.clean if self.mapping else {"pivot_order": "norm"} | self.clean
         try:
             config = DartConfig.from_original(self.mapping, anyres=anyres, ratio_first=ratio_first, **clean)
-            strategies.in_model(config.strategy)
+            strategies.get(config.strategy)
             return config
         except (TypeError, ValueError) as error:
             raise UserError(f"model_args: {error}") from error

@@ -6,6 +6,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from PIL.Image import Image
+
+from dart import PruneHandle
 from dart.utils import UserError, one_line
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov")  # the ones that the stock models take for a video
@@ -25,8 +28,11 @@ def check_video(path: str) -> None:
         raise UserError(f"video {path} has no frames")
 
 
-def checked_visuals(doc_to_visual: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A task's `doc_to_visual` that raises UserError for an image or video that cannot be read."""
+def checked_visuals(doc_to_visual: Callable[[Any], Any], handle: PruneHandle | None = None) -> Callable[[Any], Any]:
+    """A task's `doc_to_visual` that raises UserError for an image or video that cannot be read.
+
+    handle: whose strategy may want other images; videos stay as they are.
+    """
 
     def visuals_of(doc: Any) -> Any:
         visuals = _read(doc_to_visual, doc)
@@ -35,12 +41,19 @@ def checked_visuals(doc_to_visual: Callable[[Any], Any]) -> Callable[[Any], Any]
                 if not visual.lower().endswith(VIDEO_ENDINGS):
                     raise UserError(f"{visual} is neither a picture nor a video ({', '.join(VIDEO_ENDINGS)})")
                 check_video(visual)
-        return visuals
+        return [_prepared(visual, handle) for visual in visuals] if visuals else visuals
 
     return visuals_of
 
 
-def checked_messages(doc_to_messages: Callable[[Any], Any], system: str | None) -> Callable[[Any], Any]:
+def _prepared(visual: Any, handle: PruneHandle | None) -> Any:
+    """An image as the handle's strategy wants it."""
+    return visual if handle is None or not isinstance(visual, Image) else handle.prepare([visual])[0]
+
+
+def checked_messages(
+    doc_to_messages: Callable[[Any], Any], system: str | None, handle: PruneHandle | None = None
+) -> Callable[[Any], Any]:
     """The same for a task's `doc_to_messages`; system: a system prompt to put first, None: the template's own."""
 
     def messages_of(doc: Any) -> Any:
@@ -48,6 +61,8 @@ def checked_messages(doc_to_messages: Callable[[Any], Any], system: str | None) 
         for part in (part for message in messages for part in message["content"]):
             if part["type"] == "video" and isinstance(part["url"], str):
                 check_video(part["url"])
+            elif part["type"] == "image":
+                part["url"] = _prepared(part["url"], handle)
         if system is not None and messages[0]["role"] != "system":
             return [{"role": "system", "content": [{"type": "text", "text": system}]}, *messages]
         return messages

@@ -10,6 +10,11 @@ from llava.eval.engine.answers import Answers, answer_to, by_question, percent
 from llava.eval.engine.normalize import challenge_accuracy, normalize_answer
 
 
+def accuracy_of(truth: Mapping[str, Any], text: str) -> float:
+    """One answer's accuracy, 0 to 1. truth: the question's annotation."""
+    return challenge_accuracy(normalize_answer(text), [answer["answer"] for answer in truth["answers"]])
+
+
 def score_challenge(
     benchmark: str, annotations: Sequence[Mapping[str, Any]], key: str, answers: Answers
 ) -> dict[str, Any]:
@@ -22,9 +27,7 @@ def score_challenge(
     scores: dict[str, list[float]] = defaultdict(list)
     for truth in annotations:
         text = answer_to(given, truth[key], benchmark)
-        references = [answer["answer"] for answer in truth["answers"]]
-        value = challenge_accuracy(normalize_answer(text), references)
-        scores[truth["answer_type"]].append(value)
+        scores[truth["answer_type"]].append(accuracy_of(truth, text))
     whole = [value for values in scores.values() for value in values]
     types = {n: {"accuracy": percent(sum(v), len(v)), "samples": len(v)} for n, v in sorted(scores.items())}
     return {"score": percent(sum(whole), len(whole)), "samples": len(whole), "answer_types": types}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -29,10 +30,11 @@ from llava.files import fingerprint
 from llava.mm_utils import get_model_name_from_path
 
 GREY = 128
+VISUAL_TOKENS, TOKEN_DIGITS = "visual_tokens", 4  # in an answer's metadata
 GPU_WORKERS = 2
 SETTINGS = [
     "torch_dtype", "attn_implementation", "conv_mode", "temperature", "top_p", "num_beams", "max_new_tokens", "blind",
-    "num_chunks", "chunk_idx",
+    "num_chunks", "chunk_idx", "blur",
 ]  # fmt: skip
 
 
@@ -54,6 +56,9 @@ def add_loop_arguments(parser: argparse.ArgumentParser, files: bool = True) -> N
     parser.add_argument("--overwrite", action="store_true", help="throw earlier answers away")
     parser.add_argument(
         "--blind", action="store_true", help="replace every picture by grey: what can be answered without it"
+    )
+    parser.add_argument(
+        "--blur", type=int, metavar="D", help="reduce every picture by D per side and enlarge it again: fewer details"
     )
     parser.add_argument(
         "--is_textvqa",
@@ -79,9 +84,17 @@ class EncodedExamples(Dataset):
             return UserError(f"question {example.question_id}: {error}; answers so far are kept")
         if image is not None and self.args.blind:
             image = image.point(lambda _: GREY)
+        if image is not None and self.args.blur:
+            image = blurred(image, self.args.blur)
         images = [] if image is None else [image]
         prompt = build_prompt(example.text, config, self.args.conv_mode, len(images))
         return encode(prompt, images, loaded.tokenizer, loaded.image_processor, config)
+
+
+def blurred(image: Image.Image, factor: int) -> Image.Image:
+    """The image reduced by `factor` per side and enlarged to its size again: less to see, not fewer tokens."""
+    small = (max(1, round(image.width / factor)), max(1, round(image.height / factor)))
+    return image.resize(small, Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
 
 
 def batches_of(examples: Sequence[Example], size: int) -> Iterator[list[int]]:
@@ -139,7 +152,7 @@ def check_first_span(loaded: Loaded, batch: Batch, args: argparse.Namespace) -> 
     check_image_span(args, merged.visual_span_ids[0].cpu())
 
 
-def answer_row(example: Example, text: str, model_id: str) -> dict[str, Any]:
+def answer_row(example: Example, text: str, model_id: str, metadata: dict[str, Any]) -> dict[str, Any]:
     """A line of LLaVA's answers file."""
     return {
         "question_id": example.question_id,
@@ -148,8 +161,22 @@ def answer_row(example: Example, text: str, model_id: str) -> dict[str, Any]:
         **example.fields,
         "answer_id": answer_id(example.question_id, example.prompt, text),
         "model_id": model_id,
-        "metadata": {},
+        "metadata": metadata,
     }
+
+
+def tokens_of(handle: PruneHandle | None, batch: Batch) -> list[dict[str, Any]]:
+    """For each row of the batch just answered, the visual tokens it really had; nothing where nothing counts them."""
+    rows = len(batch.ids)
+    if handle is None or handle.last is None or batch.images is None:
+        return [{} for _ in range(rows)]
+    last = handle.last
+    beams = len(last.visual_before) // rows
+    counts = zip(last.visual_before, last.visual_after, last.mean_visual_tokens, strict=True)
+    return [
+        {VISUAL_TOKENS: {"before": before, "after": after, "mean": round(mean, TOKEN_DIGITS)}}
+        for before, after, mean in list(counts)[::beams]
+    ]
 
 
 class Outcome(NamedTuple):
@@ -197,6 +224,8 @@ def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
     check_regular(answers)
     if answers.resolve() == questions.resolve():
         raise UserError(f"--answers-file and the question file are both {answers}: choose another --answers-file")
+    if args.blur is not None and args.blur < 1:
+        raise UserError(f"--blur must be 1 or more, got {args.blur}")
     if args.batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, got {args.batch_size}")
     get_template(args.conv_mode)
@@ -245,8 +274,8 @@ def _answer(
                 if first:
                     _say(_describe(handle), ranks)
                     described = True
-                for example, text in zip(asked, texts, strict=True):
-                    answers.append(answer_row(example, text, loaded.name))
+                for example, text, tokens in zip(asked, texts, tokens_of(handle, batch), strict=True):
+                    answers.append(answer_row(example, text, loaded.name, tokens))
                 bar.update(len(asked))
             if error is not None:
                 raise error

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from dart.utils import UserError
 from llava.eval.engine.answers import Answers, read_lines
@@ -28,6 +28,13 @@ class Split:
     questions: str
     images: str = ""
     server: str = ""
+
+
+class Sample(NamedTuple):
+    """A question as its benchmark counts it. score: 0 to 1; answers: the rows it is made of, several in MMBench."""
+
+    score: float
+    answers: Answers
 
 
 class Task(ABC):
@@ -76,6 +83,13 @@ class Task(ABC):
 
         Not called for a split with a server. Raises UserError for answers that are not the benchmark's.
         """
+
+    def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
+        """The score of every question that has an answer, by the rule behind `score`; some may be missing.
+
+        Raises UserError where no rule says whether one answer is right, and for answers that are not the benchmark's.
+        """
+        raise UserError(f"{self.folder} has no rule that scores a single answer: a judge rates them; leave it out")
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path | None:
         """Write the official submission file (`stem` with the server's suffix); None for benchmarks without."""

@@ -8,7 +8,7 @@ from typing import Any
 from dart.utils import UserError
 from llava.eval.engine.answers import Answers, percent
 from llava.eval.engine.normalize import normalize_answer
-from llava.eval.tasks.base import Split, Task, register
+from llava.eval.tasks.base import Sample, Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES, ANSWERS = "llava_easy_vqa_test.jsonl", "images", "answers.json"
@@ -21,9 +21,13 @@ class EasyVqa(Task):
     splits = {"test": Split({QUESTIONS: "questions", IMAGES: "pictures", ANSWERS: "answers"}, QUESTIONS, IMAGES)}
     max_new_tokens = 16
 
-    def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
+    def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
         truth = read_json(data / self.folder / ANSWERS)
         if unknown := [row["question_id"] for row in answers if row["question_id"] not in truth]:
             raise UserError(f"easy-VQA has no question {unknown[0]}; convert the same split again")
-        right = sum(normalize_answer(row["text"]) == normalize_answer(truth[row["question_id"]]) for row in answers)
+        right = [normalize_answer(row["text"]) == normalize_answer(truth[row["question_id"]]) for row in answers]
+        return [Sample(float(hit), [row]) for hit, row in zip(right, answers, strict=True)]
+
+    def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
+        right = sum(sample.score for sample in self.samples(data, answers))
         return {"score": percent(right, len(answers)), "samples": len(answers)}

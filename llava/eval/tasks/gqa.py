@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dart.utils import write_json
+from dart.utils import UserError, write_json
 from llava.eval.engine.answers import Answers, answer_to, by_question, percent
-from llava.eval.tasks.base import Split, Task, register
+from llava.eval.tasks.base import Sample, Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES = "llava_gqa_testdev_balanced.jsonl", "data/images"
@@ -26,6 +26,10 @@ def predictions(answers: Answers) -> list[dict[str, Any]]:
     return [{"questionId": row["question_id"], "prediction": prediction_of(row["text"])} for row in answers]
 
 
+def is_right(question: Mapping[str, Any], text: str) -> bool:
+    return bool(prediction_of(text) == question["answer"])
+
+
 def score_answers(annotations: Mapping[str, Any], answers: Answers) -> dict[str, Any]:
     """Percentages over the balanced questions: all, open and binary ones, and by structural and semantic type.
 
@@ -36,7 +40,7 @@ def score_answers(annotations: Mapping[str, Any], answers: Answers) -> dict[str,
     for key, question in annotations.items():
         if not question.get("isBalanced", True):
             continue
-        hit = prediction_of(answer_to(given, key, "GQA")) == question["answer"]
+        hit = is_right(question, answer_to(given, key, "GQA"))
         types = question["types"]
         for name in ("all", "open" if types["structural"] == "query" else "binary"):
             right[name].append(hit)
@@ -57,6 +61,13 @@ class Gqa(Task):
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
         return score_answers(read_json(data / self.folder / ANNOTATIONS), answers)
+
+    def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
+        questions = read_json(data / self.folder / ANNOTATIONS)
+        asked = [(questions.get(str(row["question_id"])), row) for row in answers]
+        if unknown := [row["question_id"] for question, row in asked if question is None]:
+            raise UserError(f"GQA has no question {unknown[0]}; are answers and annotations of the same release?")
+        return [Sample(float(is_right(q, row["text"])), [row]) for q, row in asked if q.get("isBalanced", True)]
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
         path = stem.with_name(stem.name + ".json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from typing import Any
 from dart.utils import UserError
 from llava.eval.engine.answers import Answers
 from llava.eval.engine.choices import LETTER_REQUEST, LETTER_REQUEST_CN, ask
-from llava.eval.engine.circular import OPTIONS, Row, has_rotations, score_answers
+from llava.eval.engine.circular import OPTIONS, ROTATION, Row, chosen, has_rotations, score_answers
 from llava.eval.engine.examples import Example
 from llava.eval.engine.tables import read_tsv, write_xlsx
-from llava.eval.tasks.base import Split, Task, register
+from llava.eval.tasks.base import Sample, Split, Task, register
 
 COLUMNS = ("index", "question", "hint", "A", "B", "image")
 NOT_SUBMITTED = {"hint", "category", "source", "image", "comment", "l2-category"}
@@ -87,6 +88,25 @@ def write_submission(rows: Sequence[Row], answers: Answers, path: Path) -> None:
     write_xlsx(path, header, lines)
 
 
+def circular_samples(rows: Sequence[Row], answers: Answers) -> list[Sample]:
+    """Questions of which every rotation has an answer: right when all of these are. Raises UserError."""
+    given: dict[int, list[Row]] = defaultdict(list)
+    for answer in answers:
+        given[int(answer["question_id"])].append(answer)
+    alone = not has_rotations(rows)  # a row stands for all its rotations
+    wanted: dict[int, int] = defaultdict(int)
+    own: dict[int, list[tuple[Row, bool]]] = defaultdict(list)
+    for row in rows:
+        if row.get("answer") is None:
+            raise UserError(
+                f"MMBench question {row['index']}: the table has no answers; only dev tables are scored here"
+            )
+        wanted[row["index"] % ROTATION] += len(options_of(row)) if alone else 1
+        own[row["index"] % ROTATION] += [(answer, chosen(answer) == row["answer"]) for answer in given[row["index"]]]
+    whole = (pairs for key, pairs in own.items() if len(pairs) == wanted[key])
+    return [Sample(float(all(hit for _, hit in pairs)), [answer for answer, _ in pairs]) for pairs in whole]
+
+
 class MmBenchBase(Task):
     lang: str
     source = "https://github.com/open-compass/MMBench"
@@ -99,6 +119,9 @@ class MmBenchBase(Task):
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
         return score_answers(read_rows(self._table(data, split)), answers)
+
+    def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
+        return circular_samples(read_rows(self._table(data, split)), answers)
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
         path = stem.with_name(stem.name + ".xlsx")

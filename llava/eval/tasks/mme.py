@@ -9,7 +9,7 @@ from typing import Any
 
 from dart.utils import UserError
 from llava.eval.engine.answers import Answers
-from llava.eval.tasks.base import Split, Task, register
+from llava.eval.tasks.base import Sample, Split, Task, register
 
 QUESTIONS, IMAGES = "llava_mme.jsonl", "MME_Benchmark_release_version"
 GROUPS = {
@@ -60,6 +60,10 @@ def read_yes_no(text: str) -> str:
     return "yes" if "yes" in head else "no" if "no" in head else "other"
 
 
+def is_right(truth: str, text: str) -> bool:
+    return read_yes_no(text) == truth.lower()
+
+
 def truth_of(truth: Truth, row: Mapping[str, Any]) -> tuple[str, str, str]:
     """(subtask, image, Yes or No) of an answer. Raises UserError when MME does not have the question."""
     subtask, _, picture = str(row["question_id"]).partition("/")
@@ -77,7 +81,7 @@ def score_rows(rows: list[tuple[str, str, str, str]]) -> dict[str, Any]:
     """rows: (subtask, image, truth, answer text). Subtasks that were not run are listed, not counted as zero."""
     pictures: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for subtask, picture, truth, text in rows:
-        pictures[subtask][picture].append(read_yes_no(text) == truth.lower())
+        pictures[subtask][picture].append(is_right(truth, text))
     subtasks = {}
     for name, groups in pictures.items():
         right = [r for rs in groups.values() for r in rs]
@@ -113,3 +117,7 @@ class Mme(Task):
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
         truth = read_truth(data / self.folder / IMAGES)
         return score_rows([(*truth_of(truth, row), row["text"]) for row in answers])
+
+    def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
+        truth = read_truth(data / self.folder / IMAGES)
+        return [Sample(float(is_right(truth_of(truth, row)[2], row["text"])), [row]) for row in answers]

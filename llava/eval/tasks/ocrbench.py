@@ -9,7 +9,7 @@ from typing import Any
 from dart.utils import write_json
 from llava.eval.engine.answers import Answers, answer_to, by_question, percent
 from llava.eval.engine.examples import Example
-from llava.eval.tasks.base import Split, Task, read_entries, register
+from llava.eval.tasks.base import Sample, Split, Task, read_entries, register
 
 QUESTIONS, IMAGES = "OCRBench/OCRBench.json", "OCRBench_Images"
 FIELDS = ("image_path", "question", "answers", "type", "dataset_name")
@@ -75,6 +75,12 @@ class OcrBench(Task):
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
         return figures_of(judged(read_entries(data / self.folder / QUESTIONS, FIELDS), answers))
+
+    def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
+        given, entries = by_question(answers), enumerate(read_entries(data / self.folder / QUESTIONS, FIELDS))
+        asked = [(entry, given[str(number)]) for number, entry in entries if str(number) in given]
+        right = [is_right(entry["dataset_name"], entry["answers"], row["text"]) for entry, row in asked]
+        return [Sample(float(hit), [row]) for hit, (_, row) in zip(right, asked, strict=True)]
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
         path = stem.with_name(stem.name + ".json")

@@ -11,7 +11,7 @@ from dart.utils import UserError
 from llava.eval.engine.answers import Answers, answer_to, by_question, percent, write_lines
 from llava.eval.engine.choices import LETTERS, choice_of
 from llava.eval.engine.examples import Example
-from llava.eval.tasks.base import Split, Task, read_entries, register
+from llava.eval.tasks.base import Sample, Split, Task, read_entries, register
 
 NAME = "Q-Bench"
 IMAGES = "images_llvisionqa"
@@ -86,6 +86,12 @@ class QBenchBase(Task):
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
         return score_answers(self._entries(data, split), answers)
+
+    def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
+        given, entries = by_question(answers), enumerate(self._entries(data, split))
+        asked = [(entry, given[str(number)]) for number, entry in entries if str(number) in given]
+        right = [option_of(row["text"], entry["candidates"]) == entry["correct_ans"] for entry, row in asked]
+        return [Sample(float(hit), [row]) for hit, (_, row) in zip(right, asked, strict=True)]
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
         path = stem.with_name(stem.name + ".jsonl")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.eval.engine.answers import Answers, answer_to, by_question, percent, write_lines
-from llava.eval.tasks.base import Split, Task, register
+from llava.eval.tasks.base import Sample, Split, Task, register
 from llava.files import read_json
 
 NAME = "SEED-Bench"
@@ -47,6 +47,12 @@ class Seed(Task):
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
         return score_answers(read_json(data / self.folder / ANNOTATIONS), answers)
+
+    def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
+        given = by_question(answers)
+        questions = read_json(data / self.folder / ANNOTATIONS)["questions"]
+        asked = [(q["answer"], given[str(q["question_id"])]) for q in questions if str(q["question_id"]) in given]
+        return [Sample(float(row["text"] == truth), [row]) for truth, row in asked]
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
         path = stem.with_name(stem.name + ".jsonl")

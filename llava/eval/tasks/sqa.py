@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.engine.answers import Answers, percent
+from llava.eval.engine.answers import Answers, by_question, percent
 from llava.eval.engine.choices import LETTER_REQUEST, LETTERS
 from llava.eval.engine.examples import Example
-from llava.eval.tasks.base import Split, Task, register
+from llava.eval.tasks.base import Sample, Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES = "llava_test_CQM-A.json", "images/test"
@@ -115,3 +115,9 @@ class ScienceQa(Task):
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
         return figures_of(judge(problems_of(data / self.folder), answers))
+
+    def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
+        """Those with an image, as the headline."""
+        given = by_question(answers)
+        rows = [row for row in judge(problems_of(data / self.folder), answers) if row["question_id"] in given]
+        return [Sample(float(is_right(row)), [given[row["question_id"]]]) for row in rows if row["is_multimodal"]]

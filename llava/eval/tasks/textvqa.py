@@ -8,7 +8,7 @@ from typing import Any
 from dart.utils import UserError
 from llava.eval.engine.answers import Answers, percent
 from llava.eval.engine.normalize import vqa_accuracy
-from llava.eval.tasks.base import Split, Task, register
+from llava.eval.tasks.base import Sample, Split, Task, register
 from llava.files import read_json
 
 QUESTIONS, IMAGES, ANNOTATIONS = "llava_textvqa_val_v051_ocr.jsonl", "train_images", "TextVQA_0.5.1_val.json"
@@ -26,17 +26,28 @@ def question_of(prompt: str) -> str:
     return lines[at].strip().lower()
 
 
-def score_answers(annotations: dict[str, Any], answers: Answers) -> dict[str, Any]:
-    """Accuracy in percent over the answers. Raises UserError for an answer without annotation."""
-    references = {(str(a["image_id"]), a["question"].strip().lower()): a["answers"] for a in annotations["data"]}
-    total = 0.0
+def references_of(annotations: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """(image, question) -> people's answers."""
+    return {(str(a["image_id"]), a["question"].strip().lower()): a["answers"] for a in annotations["data"]}
+
+
+def score_samples(references: dict[tuple[str, str], list[str]], answers: Answers) -> list[Sample]:
+    """Accuracy of each answer. Raises UserError for an answer without annotation."""
+    samples = []
     for row in answers:
         key = (str(row["question_id"]), question_of(row["prompt"]))
         if key not in references:
             raise UserError(
                 f"answer to image {key[0]}, question {key[1]!r} is not in the annotations; are they of the same split?"
             )
-        total += vqa_accuracy(row["text"], references[key])
+        samples.append(Sample(vqa_accuracy(row["text"], references[key]), [row]))
+    return samples
+
+
+def score_answers(annotations: dict[str, Any], answers: Answers) -> dict[str, Any]:
+    """Accuracy in percent over the answers. Raises UserError for an answer without annotation."""
+    references = references_of(annotations)
+    total = sum(sample.score for sample in score_samples(references, answers))
     return {"score": percent(total, len(answers)), "samples": len(answers), "annotated": len(references)}
 
 
@@ -48,3 +59,6 @@ class TextVqa(Task):
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
         return score_answers(read_json(data / self.folder / ANNOTATIONS), answers)
+
+    def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
+        return score_samples(references_of(read_json(data / self.folder / ANNOTATIONS)), answers)

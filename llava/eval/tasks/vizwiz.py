@@ -8,10 +8,10 @@ from typing import Any
 
 from dart.utils import write_json
 from llava.eval.engine.answers import Answers, answer_to, by_question, read_lines
-from llava.eval.engine.challenge import score_challenge
+from llava.eval.engine.challenge import accuracy_of, score_challenge
 from llava.eval.engine.examples import Example
 from llava.eval.engine.normalize import normalize_answer
-from llava.eval.tasks.base import Split, Task, register
+from llava.eval.tasks.base import Sample, Split, Task, register
 from llava.files import read_json
 
 NAME = "VizWiz"
@@ -50,6 +50,11 @@ class VizWiz(Task):
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
         return score_challenge(NAME, read_json(data / self.folder / VAL), "image", answers)
+
+    def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
+        given, truths = by_question(answers), read_json(data / self.folder / VAL)
+        asked = [(truth, given[str(truth["image"])]) for truth in truths if str(truth["image"]) in given]
+        return [Sample(accuracy_of(truth, row["text"]), [row]) for truth, row in asked]
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path | None:
         if split == "val":

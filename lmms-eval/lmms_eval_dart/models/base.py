@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ class Pruned:
 
     def _checked(self, arguments: tuple) -> tuple:
         """A request's arguments, with images and videos looked at."""
-        return replaced(arguments, DOC_TO_VISUAL, checked_visuals)
+        return replaced(arguments, DOC_TO_VISUAL, partial(checked_visuals, handle=self.dart_handle))
 
     @ends_in_one_line
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:

@@ -38,7 +38,8 @@ class Qwen2_5VLDartChat(_Qwen2_5, Qwen2_5_VLChat):
     """
 
     def _checked(self, arguments: tuple) -> tuple:
-        return replaced(arguments, DOC_TO_MESSAGES, partial(checked_messages, system=self._given.get("system_prompt")))
+        checked = partial(checked_messages, system=self._given.get("system_prompt"), handle=self.dart_handle)
+        return replaced(arguments, DOC_TO_MESSAGES, checked)
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """As the stock model's, cut at `until`."""

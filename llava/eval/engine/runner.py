@@ -1,0 +1,45 @@
+"""Runs of the evaluation loop on one checkpoint, which is loaded once."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from dart import PruneReport
+from llava.eval.engine.examples import Example
+from llava.eval.engine.loop import add_loop_arguments, run
+from llava.eval.engine.model import Loaded, load
+from llava.eval.tasks.base import Task
+from llava.files import fingerprint
+
+
+class Runner:
+    """checkpoint: a folder or hub name; folder: holds a folder of answers files for each checkpoint; loop_flags: those
+    of every run. digest: what tells checkpoints apart."""
+
+    def __init__(self, checkpoint: str, folder: Path, loop_flags: Sequence[str]):
+        self.checkpoint, self.loop_flags = checkpoint, list(loop_flags)
+        self.parser = argparse.ArgumentParser(prog="suite: flags of the loop")
+        add_loop_arguments(self.parser, files=False)
+        self.parser.set_defaults(max_new_tokens=None, conv_mode=None)
+        self.digest = fingerprint(checkpoint) or hashlib.sha256(checkpoint.encode()).hexdigest()
+        self.folder = folder / self.digest[:12]
+
+    def _arguments(self, answers: Path, flags: Sequence[str]) -> argparse.Namespace:
+        given = ["--model-path", self.checkpoint, "--answers-file", str(answers), *self.loop_flags, *flags]
+        return self.parser.parse_args(given)
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        return load(self._arguments(self.folder, []))
+
+    def answer(
+        self, task: Task, data: Path, examples: Sequence[Example], answers: Path, flags: Sequence[str]
+    ) -> PruneReport | None:
+        """Answer what is not answered yet; the report of the last pruned prefill. Raises UserError for bad input."""
+        args = self._arguments(answers, flags)
+        task.complete(args, data, task.split(data))
+        return run(args, self.loaded, examples).report
