@@ -140,7 +140,8 @@ class Selector:
         device = signals.raw.device
         parts, merges = [to_device(np.flatnonzero(always), device)], []
         for plan in plans:
-            tokens = Tokens(to_device(plan.visual, device), to_device(plan.text, device), signals, self.config, plan)
+            visual, text = to_device(plan.visual, device), to_device(plan.text, device)
+            tokens = Tokens(visual, text, signals, self.config, plan, self.index)
             reduction = self._checked(self.strategy.reduce(tokens), tokens)
             parts.append(reduction.keep)
             if reduction.merge is not None:

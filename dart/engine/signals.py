@@ -16,7 +16,10 @@
 | `tower_features` | [S, E] | of each visual token, the vision tower's states before the projector |
 | `tower_keys` | [S, h, e] | of each visual token, its keys in the tower's layer whose states are used, by head |
 | `tower_attention` | [S] | attention that CLS pays each visual token there, mean of heads; without CLS, mean received |
+| `tower_received` | [S] | attention that each visual token receives there, mean of heads and of all queries |
+| `clip_similarity` | [S] | cosine of each visual token and the question in CLIP's space, see `dart.engine.clip` |
 
+Two of them in another layer of the tower: `tower_attention@0.25` is of the one at a quarter of its depth.
 S: tokens of one sample; those of `grid` and the tower are 0 for text. No S x S or N x N matrix of attention is made.
 """
 
@@ -45,6 +48,8 @@ NAMES = (
     "tower_features",
     "tower_keys",
     "tower_attention",
+    "tower_received",
+    "clip_similarity",
 )
 Rows = Callable[..., torch.Tensor]  # (queries [R], rope, ones) -> [H, R, S], see `dart.engine.layers.attention_rows`
 
@@ -64,9 +69,10 @@ class Signals:
     memory: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> torch.Tensor:
-        if name in NAMES and name in self.given:
+        known = name.partition("@")[0] in NAMES
+        if known and name in self.given:
             return self.given[name]
-        if name in NAMES:
+        if known:
             raise ValueError(f"strategy {self.strategy!r} asked for the signal {name!r} without naming it in `needs`")
         raise AttributeError(name)
 
