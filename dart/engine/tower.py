@@ -1,10 +1,10 @@
 """Signals of the vision tower: from what its attentions and the projector are given, by any attention kernel.
 
-Of the layer whose states the projector is given, and of others that a strategy names, the queries and keys are made once
-more by the attention's own projections, norms and rotation, and the softmax rows of a few queries from them: of the CLS
+Of the layer whose states the projector is given, and of others that a strategy names, queries and keys are made once
+more by the attention's own projections, norms and rotation, and from them the softmax rows of a few queries: of the CLS
 token; in a tower without one (SigLIP, Qwen-VL) no token stands for the image, and the mean of `SAMPLED` evenly spaced
 queries stands in, which is a deviation. The attention that a token receives is of all queries, `SAMPLED` at a time.
-Tokens of which the attention takes no account of each other (images, views, windows) are apart.
+Tokens that do not see each other (of two images, views or windows) are apart in all this.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ LISTS, ATTENTIONS = ("layers", "blocks"), ("self_attn", "attn", "attention")  # 
 CAPTURE = "dart_tower"  # the attention function that hands out queries and keys
 
 
-def _hand_out(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any) -> Any:
+def _hand_out(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
+) -> Any:
     """An attention function that computes no output; `module.dart_take` receives what it would be computed from."""
     scale = kwargs.get("scaling")
     module.dart_take((query, key, query.shape[-1] ** -0.5 if scale is None else scale, mask))
@@ -78,8 +80,8 @@ class Tower:
         if depth:
             place = max(round(float(depth) * len(layers)), 1) - 1
         layer = layers[place] if 0 <= place < len(layers) else None
-        attention = next((found for name in ATTENTIONS if (found := getattr(layer, name, None)) is not None), None)
-        work: Any = getattr(inspect.unwrap(type(attention).forward), "__code__", None)
+        attention: Any = next((found for name in ATTENTIONS if (found := getattr(layer, name, None)) is not None), None)
+        work = None if attention is None else inspect.unwrap(type(attention).forward).__code__
         if work is None or "ALL_ATTENTION_FUNCTIONS" not in work.co_names:
             raise ValueError(
                 f"{self.refused}layer {place} of its vision tower, {type(self.tower).__name__}, has no attention that "

@@ -9,13 +9,14 @@ from dart.config import DartConfig
 from dart.strategies.base import Reduction, Stage, Strategy, Tokens, greedy, register
 
 FLOOR = 1e-6  # added to relevances before they are divided by their range, so that none is 0
+SAME = 1e-6  # cosines whose range is below this differ by rounding alone
 SPENT = 1e-6  # a token that would add less than this to the determinant, with qualities of 1 or less, adds nothing
 
 
 def min_max(values: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
-    """(values - lowest + floor) / (highest - lowest); 1 where all are equal."""
+    """(values - lowest + floor) / (highest - lowest); 1 where all cosines are equal."""
     low, high = values.aminmax()
-    return torch.where(high > low, (values - low + floor) / (high - low), 1.0)
+    return torch.where(high - low > SAME, (values - low + floor) / (high - low), 1.0)
 
 
 def spanning(units: torch.Tensor, quality: torch.Tensor, count: int) -> torch.Tensor:
@@ -27,7 +28,7 @@ def spanning(units: torch.Tensor, quality: torch.Tensor, count: int) -> torch.Te
     """
     quality = quality / quality.max()
     scaled = units * quality[:, None]
-    variance = scaled.square().sum(1)
+    variance = quality.square()
     factor = scaled.new_zeros(max(count, 1), len(units))  # of L's columns, on the chosen ones
     rows = iter(factor)
 

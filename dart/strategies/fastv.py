@@ -23,7 +23,8 @@ def best_of_windows(scores: torch.Tensor, grid: torch.Tensor, window: int, count
     order = scores.sort(descending=True, stable=True).indices  # best first; then window by window
     order = order[window_of[order].sort(stable=True).indices]
     rank = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-    turns = torch.empty_like(scores).index_put_((order,), (rank + 0.5) / sizes.repeat_interleave(sizes))
+    turns = torch.empty(len(order), device=order.device)
+    turns[order] = (rank + 0.5) / sizes.repeat_interleave(sizes)
     first = scores.sort(descending=True, stable=True).indices
     return first[turns[first].sort(stable=True).indices[:count]].sort().values
 

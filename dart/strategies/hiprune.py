@@ -1,8 +1,6 @@
-"""HiPrune: tokens attended to in the middle of the vision tower, their neighbours, and at its end (arXiv 2508.00553)."""
+"""HiPrune: what the vision tower attends to in its middle, the neighbours, and at its end (arXiv 2508.00553)."""
 
 from __future__ import annotations
-
-import torch
 
 from dart.config import DartConfig
 from dart.strategies.base import Reduction, Stage, Strategy, Tokens, at_depth, highest, register
@@ -11,8 +9,8 @@ from dart.strategies.base import Reduction, Stage, Strategy, Tokens, at_depth, h
 @register("hiprune")
 class HiPrune(Strategy):
     """Before the LLM. By the attention that a token receives, mean over heads and all queries of the vision tower:
-    anchors, the round(alpha * keep / 5) highest in a middle layer; buffers, their neighbours to the left, right, top and
-    bottom; registers, the highest of the others in the layer whose states are used, until `keep` are there.
+    anchors, the round(alpha * keep / 5) highest in a middle layer; buffers, their neighbours left, right, above and
+    below; registers, the highest of the others in the layer whose states are used, until `keep` are there.
 
     alpha: 0.1, the paper's; depth: the middle layer as a part of the tower's depth, 9 of 24 layers.
     Deviations: an image's edge ends a neighbourhood (theirs goes on in the next row, of 24 tokens in any case); where

@@ -54,5 +54,6 @@ class VScan(Strategy):
         moved = highest(torch.ones_like(visual).index_fill_(0, keep, 0), len(visual) - count)
         units = normalize(signals.raw[visual].float(), dim=-1)
         targets = (units[moved] @ units[keep].T).argmax(1)
-        shares = 1 / (1 + torch.zeros(count, device=visual.device).index_add_(0, targets, torch.ones_like(units[moved, 0])))
+        came = torch.zeros(count, device=visual.device).index_add_(0, targets, torch.ones_like(units[moved, 0]))
+        shares = 1 / (1 + came)
         return Reduction(visual[keep], Merge(visual[moved], targets, shares[targets], shares))
