@@ -239,7 +239,7 @@ class Forward:
         self, stage: int, layer: int, hidden: torch.Tensor, arguments: dict[str, Any], spans: np.ndarray
     ) -> Kept | None:
         selector = self.handle.selectors[stage]
-        valid, stays = self._valid(spans), None
+        valid, stays = self.valid_tokens(spans), None
         sizes = [{int(k): int((row == k).sum()) for k in np.unique(row) if k} for row in spans]
         if self.kept:
             rows = HostCopy(self.kept[-1].rows).numpy()
@@ -257,7 +257,7 @@ class Forward:
             return None
         return selector.run(batch, self._signals(layer, batch, recorded, valid, arguments))
 
-    def _valid(self, spans: np.ndarray) -> np.ndarray:
+    def valid_tokens(self, spans: np.ndarray) -> np.ndarray:
         """bool [B, S]: what is neither padding nor an answer or a draft."""
         valid = np.ones(spans.shape, dtype=bool)
         if self.valid is not None:
@@ -289,7 +289,7 @@ class Forward:
             if "embeddings" in needs:
                 own["embeddings"] = self._embeddings()[row]
             if "question" in needs and batch.groups[row]:
-                own["question"] = to_device(self._question(row, batch.groups[row][0].text), batch.hidden.device)
+                own["question"] = to_device(self.question(row, batch.groups[row][0].text), batch.hidden.device)
             if "attention" in needs:
                 own["attention"] = self._attention(layer - 1, row, before, recorded or Recorder(None), valid[row])
             if following is not None:
@@ -332,7 +332,7 @@ class Forward:
             raise ValueError("the decoder was given no embeddings: the signal 'embeddings' cannot be had")
         return self.embeddings if not self.kept else gather_tokens(self.embeddings, self.kept[-1].rows, -2)
 
-    def _question(self, row: int, text: np.ndarray) -> np.ndarray:
+    def question(self, row: int, text: np.ndarray) -> np.ndarray:
         """Those positions of `text`, what comes after the last image of a sample, that ask the question.
 
         Without ids (embeddings alone were given; LLaVA's original classes, whose ids know no image's length): all.

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from dart.engine.clip import Clip
 from dart.engine.forward import PROMPT, Forward, current
 from dart.engine.host import to_device
 from dart.engine.layers import bound
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from dart.engine.attach import PruneHandle
 
 FEATURES, KEYS, ATTENTION, RECEIVED = "tower_features", "tower_keys", "tower_attention", "tower_received"
-SIGNALS = frozenset({"grid", FEATURES, KEYS, ATTENTION, RECEIVED})
+CLIP = "clip_similarity"
+SIGNALS = frozenset({"grid", FEATURES, KEYS, ATTENTION, RECEIVED, CLIP})
 SAMPLED = 64  # queries
 CLS_NAMES = ("class_embedding", "cls_token")
 LISTS, ATTENTIONS = ("layers", "blocks"), ("self_attn", "attn", "attention")  # of a tower; of one of its layers
@@ -65,9 +67,15 @@ class Tower:
             except ValueError as error:
                 raise ValueError(self.refused + str(error)) from None
             self.has_cls = any(name.endswith(CLS_NAMES) for name, _ in self.tower.named_parameters())
-            for name in sorted(self.needed - {"grid", FEATURES}):
+            for name in sorted(self.needed - {"grid", FEATURES, CLIP}):
                 self.places[name], attention = self._attention_of(number, name.partition("@")[2])
                 self.attentions[self.places[name]] = attention
+        if CLIP in self.needed:
+            options = handle.config.options
+            try:
+                self.clip = Clip(options["clip"], options.get("tokenizer"), handle.model)
+            except ValueError as error:
+                raise ValueError(self.refused + str(error)) from None
 
     def _attention_of(self, number: int, depth: str) -> tuple[int, Any]:
         """(place, attention) of the layer that makes the hidden states `number` of the tower (0: its embeddings), or of
@@ -118,6 +126,8 @@ class Tower:
             if grid is None:
                 raise ValueError(f"{self.refused}where its visual tokens lie is not known")
             return grid.repeat_interleave(forward.repeats, 0).to(device)
+        if name == CLIP:
+            return self._clip(forward, spans, self(FEATURES, forward, device))
         captured = forward.tower
         if not captured and forward.prompt is not None:
             captured = forward.prompt.tower
@@ -134,6 +144,28 @@ class Tower:
         full = values.new_zeros(len(spans) // beams, spans.shape[1], *values.shape[1:])
         full[to_device(rows, device), to_device(places, device)] = taken.float().mean(1).to(values.dtype)
         return full.repeat_interleave(beams, 0)
+
+    def _clip(self, forward: Forward, spans: np.ndarray, features: torch.Tensor) -> torch.Tensor:
+        """[B, S] for features [B, S, E]."""
+        if forward.ids is None:
+            raise ValueError(
+                f"{self.refused}CLIP needs the question as token ids, and the decoder is given embeddings alone: leave "
+                "option clip out"
+            )
+        similarity = torch.zeros_like(features[..., 0], dtype=torch.float)
+        ids, valid = forward.ids.numpy()[:, -spans.shape[1] :], forward.valid_tokens(spans)
+        for row, span in enumerate(spans):
+            visual = np.flatnonzero(span)
+            if not visual.size:
+                continue
+            text = np.flatnonzero(valid[row])
+            question = forward.question(row, text[text > visual[-1]])
+            places = to_device(visual, features.device)
+            try:
+                similarity[row, places] = self.clip(features[row, places], ids[row, question].tolist())
+            except ValueError as error:
+                raise ValueError(self.refused + str(error)) from None
+        return similarity
 
     @torch.no_grad()
     def _signal(self, name: str, captured: dict[str, Any]) -> torch.Tensor:
