@@ -331,8 +331,9 @@ def test_neighbours_end_where_the_image_does():
 
 
 def test_greedy_takes_nothing_twice():
-    gains = torch.full((4,), -torch.inf)
-    assert greedy(gains, 3, lambda place: gains).tolist() == [0, 1, 2]
+    gains = torch.tensor([1.0, 2.0, 2.0, 2.0])
+    assert greedy(gains, 3, lambda place: gains).tolist() == [1, 2, 3]
+    assert greedy(gains, 3, lambda place: gains, torch.tensor([3, 0])).tolist() == [0, 1, 3]
 
 
 # On a model.
@@ -404,7 +405,7 @@ def test_a_pruned_model_is_the_reference(model, eager, case):
     def choose(layer, hidden, angles, seen):
         row = attention_row(eager.model.language_model.layers[layer], hidden, angles, seen, ids.shape[1] - 1)
         left = [places[seen[places]] for places in images_of(ids[0])]
-        return staying(ids[0], [p[row[p].sort(descending=True).indices[:8].sort().values] for p in left])
+        return staying(ids[0], [p[row[p].sort(descending=True).indices[:8].sort().values] for p in left]), None
 
     if factor > 1:
         stages[2] = None

@@ -39,7 +39,7 @@ class Clip:
 
     @torch.no_grad()
     def __call__(self, features: torch.Tensor, ids: list[int]) -> torch.Tensor:
-        """float32 [n]: for features [n, E] of the vision tower and the question's ids for the LLM, the cosine of a token
+        """float32 [n]: for features [n, E] of the vision tower and the LLM's ids of the question, the cosine of a token
         and the question, mean over pieces of the question that fit CLIP's text tower; 0 without a question.
 
         Raises ValueError for features that are not of this CLIP's width.

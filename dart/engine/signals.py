@@ -19,7 +19,7 @@
 | `tower_received` | [S] | attention that each visual token receives there, mean of heads and of all queries |
 | `clip_similarity` | [S] | cosine of each visual token and the question in CLIP's space, see `dart.engine.clip` |
 
-Two of them in another layer of the tower: `tower_attention@0.25` is of the one at a quarter of its depth.
+The attention in another layer of the tower: `tower_attention@0.25` is of the one at a quarter of its depth.
 S: tokens of one sample; those of `grid` and the tower are 0 for text. No S x S or N x N matrix of attention is made.
 """
 
@@ -51,7 +51,14 @@ NAMES = (
     "tower_received",
     "clip_similarity",
 )
+IN_ANY_LAYER = ("tower_attention", "tower_received")
 Rows = Callable[..., torch.Tensor]  # (queries [R], rope, ones) -> [H, R, S], see `dart.engine.layers.attention_rows`
+
+
+def is_signal(name: str) -> bool:
+    """Is it a signal's name, or one of `IN_ANY_LAYER` with the layer's depth: `tower_attention@0.25`?"""
+    name, layered, _ = name.partition("@")
+    return name in (IN_ANY_LAYER if layered else NAMES)
 
 
 @dataclass(frozen=True)
@@ -69,10 +76,9 @@ class Signals:
     memory: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> torch.Tensor:
-        known = name.partition("@")[0] in NAMES
-        if known and name in self.given:
+        if is_signal(name) and name in self.given:
             return self.given[name]
-        if known:
+        if is_signal(name):
             raise ValueError(f"strategy {self.strategy!r} asked for the signal {name!r} without naming it in `needs`")
         raise AttributeError(name)
 

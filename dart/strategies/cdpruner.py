@@ -58,7 +58,7 @@ def relevance(tokens: Tokens) -> torch.Tensor:
 
 def relevance_needs(config: DartConfig) -> frozenset[str]:
     """The signals of `relevance`."""
-    return frozenset({"question", "embeddings"} if config.options.get("clip") is None else {"question", "clip_similarity"})
+    return frozenset({"question", "embeddings" if config.options.get("clip") is None else "clip_similarity"})
 
 
 @register("cdpruner")
