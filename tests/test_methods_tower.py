@@ -10,8 +10,18 @@ import pytest
 import torch
 from conftest import IMAGE_TOKEN, PATCHES, prompt, tiny_llava
 from test_methods import BEFORE, CLOSE, SIDE, attention_row, embed, images_of, reference, registered, staying
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch.nn.functional import pad
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 import dart
 from dart.engine.selection import merge_states
@@ -496,3 +506,65 @@ def test_attention_of_any_layer_is_that_of_the_eager_tower(eager, spied, attenti
 def test_wrong_options_are_refused_before_anything_runs(model, name, options, message):
     with pytest.raises(ValueError, match=message):
         dart.prune(model, dart.DartConfig(keep=9, strategy=name, options=options))
+
+
+# CLIP beside the model.
+
+
+def words(folder, names, **special):
+    """A tokenizer of whole words, saved in `folder`."""
+    model = WordLevel({name: number for number, name in enumerate([*names, *special.values()])}, unk_token=names[0])
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=names[0], **special).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def clip_folders(tmp_path_factory):
+    """(folder of a CLIP whose text tower takes four words at once, folder of the LLM's tokenizer)"""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(8)
+    sizes = {"intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "initializer_factor": 8.0}
+    vision = {**sizes, "hidden_size": 16, "image_size": 24, "patch_size": 4}
+    text = {**sizes, "hidden_size": 12, "max_position_embeddings": 6, "vocab_size": 102, "eos_token_id": 101}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=10)).save_pretrained(folder)
+    words(folder, [f"w{number}" for number in range(100)], bos_token="<s>", eos_token="</s>")
+    return str(folder), words(tmp_path_factory.mktemp("llm"), [f"w{number}" for number in range(100)])
+
+
+@torch.no_grad()
+def test_cdpruner_asks_clip_where_there_is_one(model, eager, clip_folders):
+    """Six words of a question are two pieces of CLIP's, each between its begin and end."""
+    ids, pixels = prompt(BEFORE, AFTER)
+    options = {"clip": clip_folders[0], "tokenizer": clip_folders[1]}
+    with dart.prune(model, dart.DartConfig(keep=9, strategy="cdpruner", options=options)) as handle:
+        model(input_ids=ids, pixel_values=pixels)
+        kept = handle.last.kept[0] - BEFORE
+        model.generate(input_ids=ids, pixel_values=pixels, max_new_tokens=1)
+        assert handle.last.kept[0].tolist() == (kept + BEFORE).tolist()
+    s, clip = seen_by(eager, ids, pixels, 0), CLIPModel.from_pretrained(clip_folders[0])
+    question = ids[0, -AFTER:].tolist()
+    texts = [clip.text_projection(clip.text_model(torch.tensor([[100, *piece, 101]])).pooler_output)[0]
+             for piece in (question[:4], question[4:])]  # fmt: skip
+    images = clip.visual_projection(clip.vision_model.post_layernorm(torch.tensor(s.features).float()))
+    similarity = [np.mean([cosine(image.numpy(), text.numpy()) for text in texts]) for image in images]
+    assert kept.tolist() == largest_determinant(s.raw, scaled([-each for each in similarity], 1e-6), 9)
+    assert kept.tolist() != cdpruner(s, 9)[0]
+
+
+def test_a_clip_that_does_not_fit_is_refused_by_name(model, clip_folders, tmp_path):
+    ids, pixels = prompt(BEFORE, AFTER)
+
+    def refused(message, **options):
+        settings = dart.DartConfig(keep=9, strategy="cdpruner", options=options)
+        named = pytest.raises(ValueError, match=f"'cdpruner' cannot prune Llava.*{message}")
+        with named, dart.prune(model, settings):
+            model(input_ids=ids, pixel_values=pixels)
+
+    refused("option clip", clip=str(tmp_path / "nothing"))
+    refused("option tokenizer must name", clip=clip_folders[0])
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    CLIPModel(CLIPConfig(text_config=sizes, vision_config=sizes)).save_pretrained(tmp_path)
+    words(tmp_path, ["w0"], bos_token="<s>", eos_token="</s>")
+    refused("has states of 8 numbers, the model's has 16", clip=str(tmp_path), tokenizer=clip_folders[1])

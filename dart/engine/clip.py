@@ -26,12 +26,12 @@ class Clip:
             raise ValueError(f"option clip: {folder!r} cannot be loaded as a CLIP: {error}") from None
         if tokenizer is None or isinstance(tokenizer, str):
             place = tokenizer or getattr(model, "name_or_path", "")
+            if not place:
+                raise ValueError("option tokenizer must name the LLM's: this model was not loaded from a checkpoint")
             try:
                 tokenizer = AutoTokenizer.from_pretrained(place)
             except (OSError, ValueError) as error:
-                raise ValueError(
-                    f"option tokenizer: no tokenizer of the LLM can be loaded from {place!r}: {error}"
-                ) from None
+                raise ValueError(f"option tokenizer: {place!r} cannot be loaded as a tokenizer: {error}") from None
         self.tokenizer = tokenizer
         self.text, self.text_projection = clip.text_model, clip.text_projection
         self.norm, self.visual_projection = clip.vision_model.post_layernorm, clip.visual_projection
