@@ -14,6 +14,11 @@ from transformers import AutoTokenizer, CLIPModel
 ENDS = 2  # tokens that CLIP puts around a text
 
 
+def _line(error: Exception) -> str:
+    """The first line of what transformers says."""
+    return str(error).strip().partition("\n")[0]
+
+
 class Clip:
     """CLIP's text tower and both projections, in float32. folder: of the CLIP; tokenizer: the LLM's, or its folder;
     None: that of `model`'s own checkpoint. Raises ValueError where they cannot be loaded."""
@@ -23,7 +28,7 @@ class Clip:
             clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
             self.words = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError) as error:
-            raise ValueError(f"option clip: {folder!r} cannot be loaded as a CLIP: {error}") from None
+            raise ValueError(f"option clip: {folder!r} cannot be loaded as a CLIP: {_line(error)}") from None
         if tokenizer is None or isinstance(tokenizer, str):
             place = tokenizer or getattr(model, "name_or_path", "")
             if not place:
@@ -31,7 +36,7 @@ class Clip:
             try:
                 tokenizer = AutoTokenizer.from_pretrained(place)
             except (OSError, ValueError) as error:
-                raise ValueError(f"option tokenizer: {place!r} cannot be loaded as a tokenizer: {error}") from None
+                raise ValueError(f"option tokenizer: {place!r} cannot be loaded as a tokenizer: {_line(error)}") from None
         self.tokenizer = tokenizer
         self.text, self.text_projection = clip.text_model, clip.text_projection
         self.norm, self.visual_projection = clip.vision_model.post_layernorm, clip.visual_projection
