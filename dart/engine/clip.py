@@ -14,9 +14,13 @@ from transformers import AutoTokenizer, CLIPModel
 ENDS = 2  # tokens that CLIP puts around a text
 
 
-def _line(error: Exception) -> str:
-    """The first line of what transformers says."""
-    return str(error).strip().partition("\n")[0]
+def _loaded(kind: Any, place: str, option: str) -> Any:
+    """`kind` of transformers from a folder or name. Raises ValueError with the option's name."""
+    try:
+        return kind.from_pretrained(place)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"option {option}: {place!r} cannot be loaded as a {kind.__name__}: {reason}") from None
 
 
 class Clip:
@@ -24,19 +28,13 @@ class Clip:
     None: that of `model`'s own checkpoint. Raises ValueError where they cannot be loaded."""
 
     def __init__(self, folder: str, tokenizer: Any, model: Any):
-        try:
-            clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
-            self.words = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"option clip: {folder!r} cannot be loaded as a CLIP: {_line(error)}") from None
+        clip = _loaded(CLIPModel, folder, "clip").float().eval()
+        self.words = _loaded(AutoTokenizer, folder, "clip")
         if tokenizer is None or isinstance(tokenizer, str):
             place = tokenizer or getattr(model, "name_or_path", "")
             if not place:
                 raise ValueError("option tokenizer must name the LLM's: this model was not loaded from a checkpoint")
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(place)
-            except (OSError, ValueError) as error:
-                raise ValueError(f"option tokenizer: {place!r} cannot be loaded as a tokenizer: {_line(error)}") from None
+            tokenizer = _loaded(AutoTokenizer, place, "tokenizer")
         self.tokenizer = tokenizer
         self.text, self.text_projection = clip.text_model, clip.text_projection
         self.norm, self.visual_projection = clip.vision_model.post_layernorm, clip.visual_projection

@@ -30,7 +30,7 @@ from dart.strategies.base import Batch
 if TYPE_CHECKING:
     from dart.engine.attach import PruneHandle
 
-GRIDS = ("image_grid_thw", "video_grid_thw")
+GRIDS = ("image_grid_thw", "video_grid_thw", "image_sizes")
 SAVED = "dart_forward"  # the keyword argument in which a checkpointed layer finds its forward again
 CURRENT: ContextVar[Forward | None] = ContextVar("dart_forward", default=None)
 FINISHED: ContextVar[Forward | None] = ContextVar("dart_finished", default=None)

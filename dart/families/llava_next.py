@@ -39,6 +39,31 @@ class LlavaNextTransformers(Family):
         first = torch.where(mask, spans, spans.max() + 1).amin(-1, keepdim=True)
         return torch.where(mask, spans - first + 1, 0)
 
+    def patches(
+        self, model: Any, arguments: dict[str, Any], given: dict[str, Any], shape: torch.Size
+    ) -> torch.Tensor | None:
+        """A newline is made of no patch."""
+        if (sizes := arguments.get("image_sizes")) is None:
+            raise ValueError("`image_sizes`, which tell its tiles apart, are not given")
+        total, parts = 0, []
+        for numbers in _patches(model, sizes):
+            parts.append(torch.where(numbers < 0, numbers, numbers + total))
+            total += int(numbers.max()) + 1
+        return torch.cat(parts)[:, None]
+
+    def grid(self, model: Any, arguments: dict[str, Any], spans: torch.Tensor) -> torch.Tensor | None:
+        """Places in the view that a token comes from; a newline lies at the end of its row."""
+        sizes, mask = arguments.get("image_sizes"), spans > 0
+        numbers = torch.zeros(0, dtype=torch.long) if sizes is None else torch.cat(_patches(model, sizes))
+        if len(numbers) != int(mask.sum()):
+            return None
+        side = _patches_a_side(model)
+        newline, place = numbers < 0, torch.where(numbers < 0, numbers.roll(1), numbers) % side**2
+        grid = torch.zeros(*spans.shape, 4, dtype=torch.long)
+        column = torch.where(newline, side, place % side)
+        grid[mask] = torch.stack([torch.zeros_like(place), place // side, column, spans[mask] - 1], 1)
+        return grid
+
 
 def _number(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
     """LongTensors [tokens] of views, each from 1 on, as one that counts on over all pictures."""
@@ -49,19 +74,27 @@ def _number(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat(counted)
 
 
-def _views_of_size(model: Any, size: torch.Tensor) -> torch.Tensor:
-    """LongTensor [tokens] of an image of `size` (height, width): the view that each token comes from.
+def _patches(model: Any, sizes: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """LongTensor [tokens] of each image, of `sizes` (height, width): the patch of all its views' that each token comes
+    from; -1: a newline.
 
-    The model's own merging is run on the views' numbers instead of features.
+    The model's own merging is run on the patches' numbers instead of features.
     """
-    side = _patches_a_side(model)
-    count = image_size_to_num_patches(size, model.config.image_grid_pinpoints, model.config.vision_config.image_size)
-    numbers = torch.arange(1.0, count + 1)[:, None, None].expand(count, side * side, 1)
-    (merged,), _ = model.model.pack_image_features(
-        [numbers], [size], model.config.vision_feature_select_strategy, image_newline=torch.zeros(1)
-    )
-    views = merged[:, 0].long()
-    # A newline (0) belongs to the tile that its row ends in.
+    side, config, strategy = _patches_a_side(model), model.config, model.config.vision_feature_select_strategy
+    numbers = []
+    for size in sizes:
+        count = image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
+        views = torch.arange(1.0, count * side**2 + 1).view(count, side**2, 1)
+        (merged,), _ = model.model.pack_image_features([views], [size], strategy, image_newline=torch.zeros(1))
+        numbers.append(merged[:, 0].long() - 1)
+    return numbers
+
+
+def _views_of_size(model: Any, size: torch.Tensor) -> torch.Tensor:
+    """LongTensor [tokens] of an image: the view, from 1, that each token comes from; a newline belongs to the tile that
+    its row ends in."""
+    (numbers,) = _patches(model, [size])
+    views = numbers // _patches_a_side(model) ** 2 + 1
     return torch.where(views > 0, views, views.roll(1))
 
 
