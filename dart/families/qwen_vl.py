@@ -1,7 +1,7 @@
 """Qwen2-VL, Qwen2.5-VL and Qwen3-VL.
 
-What differs: the vision tower, `visual`, takes the patches of all images as one sequence and merges squares of them into
-tokens itself. In Qwen2.5-VL's tower the squares lie window by window until the merger is through.
+What differs: the vision tower, `visual`, takes the patches of all images as one sequence and itself merges squares of
+them into tokens. In Qwen2.5-VL's tower the squares lie window by window until the merger is through.
 """
 
 from __future__ import annotations
@@ -26,15 +26,13 @@ class QwenVL(Family):
         self, model: Any, arguments: dict[str, Any], given: dict[str, Any], shape: torch.Size
     ) -> torch.Tensor | None:
         tower = getattr(model, "model", model).visual
-        merge, grid = tower.config.spatial_merge_size, given["grid_thw"]
-        squares = torch.arange(shape.numel()).view(-1, merge**2)
-        if not hasattr(tower, "window_size"):
+        config, grid = tower.config, given["grid_thw"]
+        squares = torch.arange(shape.numel()).view(-1, config.spatial_merge_size**2)
+        if not hasattr(config, "window_size"):
             return squares
-        if hasattr(tower, "get_window_index"):  # of releases before transformers 5.18 or so
+        if hasattr(tower, "get_window_index"):  # of earlier releases of transformers
             order = tower.get_window_index(grid)[0]
         else:
             windows = sys.modules[type(tower).__module__].get_vision_window_index
-            order = windows(grid, spatial_merge_size=merge, window_size=tower.window_size, patch_size=tower.patch_size)[
-                0
-            ]
+            order = windows(grid, config.spatial_merge_size, config.window_size, config.patch_size)[0]
         return squares[torch.as_tensor(order).cpu().argsort()]
