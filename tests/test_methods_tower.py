@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import IMAGE_TOKEN, PATCHES, prompt, tiny_llava
+from qwen_golden import batch as qwen_batch
+from qwen_golden import loaded as qwen
+from qwen_golden import prompt as qwen_prompt
 from test_methods import BEFORE, CLOSE, SIDE, attention_row, embed, images_of, reference, registered, staying
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -20,12 +23,18 @@ from transformers import (
     CLIPVisionConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
+    SiglipVisionConfig,
 )
 
 import dart
 from dart.engine.selection import merge_states
 from dart.engine.signals import Signals
+from dart.families import family_of
 from dart.strategies import Reduction, Stage, Strategy
 from dart.strategies.base import GroupPlan, Tokens, greedy
 
@@ -568,3 +577,199 @@ def test_a_clip_that_does_not_fit_is_refused_by_name(model, clip_folders, tmp_pa
     CLIPModel(CLIPConfig(text_config=sizes, vision_config=sizes)).save_pretrained(tmp_path)
     words(tmp_path, ["w0"], bos_token="<s>", eos_token="</s>")
     refused("has states of 8 numbers, the model's has 16", clip=str(tmp_path), tokenizer=clip_folders[1])
+
+
+# Towers of other families.
+
+
+class JointSpy(Strategy):
+    """Keeps the first tokens and remembers what it saw of each row's visual tokens."""
+
+    needs = frozenset({"tower_features", "tower_attention", "tower_received", "tower_received@0.25"})
+    seen: list[dict[str, torch.Tensor]] = []
+
+    def stages(self, config, layers):
+        return (Stage(1),)
+
+    def reduce(self, tokens):
+        self.seen.append({name: getattr(tokens.signals, name)[tokens.visual] for name in self.needs})
+        return Reduction(tokens.visual[: tokens.keep])
+
+
+@pytest.fixture
+def joint():
+    JointSpy.seen.clear()
+    with registered("joint-spy", JointSpy):
+        yield JointSpy.seen
+
+
+JOINT = {"keep": 0.5, "strategy": "joint-spy", "scope": "joint"}
+
+
+def qwen_places(grids, window):
+    """(image, frame, row, column, window) of each patch in the tower's order: frame by frame, window by window of
+    `window` x `window` tokens (0: one window), token by token of 2 x 2 patches."""
+    places = []
+    for image, (frames, high, wide) in enumerate(grids):
+        side = window or max(high, wide)
+        for frame in range(frames):
+            for top in range(0, high // 2, side):
+                for left in range(0, wide // 2, side):
+                    for row in range(top, min(top + side, high // 2)):
+                        for column in range(left, min(left + side, wide // 2)):
+                            for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                                places.append((image, frame, 2 * row + y, 2 * column + x, (top, left)))
+    return places
+
+
+def qwen_attention(attention, normed, places, windowed, sampled):
+    """[patches] in the tower's order, by hand: what each patch receives from the patches of its frame or window."""
+    heads, size = attention.num_heads, normed.shape[-1] // attention.num_heads
+    query, key, _ = attention.qkv(normed).view(len(normed), 3, heads, size).unbind(1)
+    frequencies = 10000.0 ** -(torch.arange(0, size // 2, 2) / (size // 2))
+    angles = torch.stack([torch.cat([row * frequencies, column * frequencies] * 2) for _, _, row, column, _ in places])[
+        :, None
+    ]
+
+    def turned(states):
+        first, second = states.chunk(2, -1)
+        return states * angles.cos() + torch.cat([-second, first], -1) * angles.sin()
+
+    query, key, result, groups = turned(query), turned(key), torch.zeros(len(places)), {}
+    for number, (image, frame, _, _, window) in enumerate(places):
+        groups.setdefault((image, frame, window if windowed else None), []).append(number)
+    for members in groups.values():
+        count = min(64, len(members)) if sampled else len(members)
+        asking = [members[k * len(members) // count] for k in range(count)]
+        for head in range(heads):
+            scores = query[asking, head] @ key[members, head].T / size**0.5
+            result[members] += scores.softmax(1).mean(0) / heads
+    return result
+
+
+@pytest.mark.parametrize("family, layer, windowed", [("qwen2_vl", 1, False), ("qwen2_5_vl", 1, True)])
+@pytest.mark.parametrize("batched", [False, True])
+@torch.no_grad()
+def test_qwens_tower_is_that_by_hand(joint, family, layer, windowed, batched):
+    """Images of one row, or of two: 2 x 2 patches a token, in windows out of order in Qwen2.5-VL."""
+    model = qwen(family)
+    grids = [(1, 8, 12), (1, 6, 4), (1, 10, 8)]
+    first, second = (("image", *grid) for grid in grids[:2]), ("image", *grids[2])
+    rows = [qwen_prompt(3, *first, 4), qwen_prompt(2, second, 5, seed=1)]
+    inputs = qwen_batch(*rows) if batched else rows[0]
+    grids, caught = grids if batched else grids[:2], {}
+    tower = model.model.visual
+    last, early = len(tower.blocks) - 1, max(round(0.25 * len(tower.blocks)), 1) - 1
+    hooks = [
+        tower.merger.register_forward_pre_hook(lambda module, args: caught.update(features=args[0])),
+        *(tower.blocks[n].norm1.register_forward_hook(lambda module, args, out, n=n: caught.update({n: out}))
+          for n in (early, last)),
+    ]  # fmt: skip
+    with dart.prune(model, dart.DartConfig(**JOINT)):
+        model(**inputs)
+    for hook in hooks:
+        hook.remove()
+    places = qwen_places(grids, 4 if windowed else 0)
+    wanted = {
+        "tower_features": caught["features"],
+        "tower_attention": qwen_attention(tower.blocks[last].attn, caught[last], places, False, True),
+        "tower_received": qwen_attention(tower.blocks[last].attn, caught[last], places, False, False),
+        "tower_received@0.25": qwen_attention(tower.blocks[early].attn, caught[early], places, windowed, False),
+    }
+    by_token = {}
+    for number, (image, frame, row, column, _) in enumerate(places):
+        by_token.setdefault((image, frame, row // 2, column // 2), []).append(number)
+    for name, values in wanted.items():
+        tokens = torch.stack([values[by_token[token]].mean(0) for token in sorted(by_token)])
+        torch.testing.assert_close(torch.cat([seen[name] for seen in joint]), tokens, atol=1e-5, rtol=1e-4)
+
+
+def tiled_llava(kind, attention="sdpa"):
+    """LLaVA-NeXT with a CLIP, LLaVA-OneVision with a SigLIP: views of 6 x 6 patches."""
+    torch.manual_seed(6)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+    sizes |= {"image_size": 24, "patch_size": 4}
+    grid = {"image_grid_pinpoints": [[24, 48], [48, 24], [48, 48], [96, 96]], "image_token_id": IMAGE_TOKEN}
+    text = tiny_llava().config.text_config
+    if kind == "next":
+        vision = CLIPVisionConfig(**sizes, initializer_factor=8.0)
+        model = LlavaNextForConditionalGeneration(LlavaNextConfig(vision_config=vision, text_config=text, **grid))
+    else:
+        settings = {"vision_config": SiglipVisionConfig(**sizes), "text_config": text, "video_token_id": 98}
+        model = LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(**settings, **grid))
+    model = model.eval()
+    model.generation_config.pad_token_id = 0
+    model.set_attn_implementation(attention)
+    return model
+
+
+def packed():
+    """(view, patch) of the tokens of an image of 14 x 48 pixels in two tiles side by side: the overview, then rows 1 to
+    4 of the tiles' six (the first and the last are padding), each with a newline, which has no patch."""
+    tokens = [(0, patch) for patch in range(36)]
+    for row in range(1, 5):
+        tokens += [(1 + column // 6, 6 * row + column % 6) for column in range(12)] + [None]
+    return tokens
+
+
+@pytest.mark.parametrize("generates", [False, True])
+@pytest.mark.parametrize("kind", ["next", "onevision"])
+@torch.no_grad()
+def test_tiles_are_found_in_the_tower(joint, kind, generates):
+    model, eager, tokens = tiled_llava(kind), tiled_llava(kind, "eager"), packed()
+    pixels = torch.randn(1, 3, 3, 24, 24, generator=torch.Generator().manual_seed(4))
+    ids = torch.tensor([[5, 6, *[IMAGE_TOKEN] * len(tokens), 7, 8]])
+    inputs = {"input_ids": ids, "pixel_values": pixels, "image_sizes": torch.tensor([[14, 48]])}
+    with dart.prune(model, dart.DartConfig(**JOINT)):
+        if generates:
+            model.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False)
+        else:
+            model(**inputs)
+    tower = eager.model.vision_tower(pixels[0], output_attentions=True, output_hidden_states=True)
+    begin, layer = (1, -2) if kind == "next" else (0, -1)
+    maps = tower.attentions[layer].mean(1)
+    wanted = {
+        "tower_features": model.model.vision_tower(pixels[0], output_hidden_states=True).hidden_states[layer][
+            :, begin:
+        ],
+        "tower_attention": maps[:, 0, 1:] if begin else maps.mean(1),
+        "tower_received": maps.mean(1)[:, begin:],
+        "tower_received@0.25": tower.attentions[0].mean((1, 2))[:, begin:],
+    }
+    assert joint
+    for seen in joint:
+        for name, values in wanted.items():
+            rows = [values[place] if place else torch.zeros_like(values[0, 0]) for place in tokens]
+            torch.testing.assert_close(seen[name], torch.stack(rows), atol=1e-5, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_places_of_tiles_and_the_ends_of_their_rows(model):
+    model, tokens = tiled_llava("next"), packed()
+    spans = torch.tensor([[0, *[1 if place is None or place[0] == 0 else place[0] + 1 for place in tokens], 0]])
+    grid = family_of(model).grid(model, {"image_sizes": torch.tensor([[14, 48]])}, spans)[0, 1:-1]
+    for token, before, place in zip(tokens, [None, *tokens], grid.tolist(), strict=False):
+        view, patch = token or before
+        assert place[:3] == [0, patch // 6, patch % 6 if token else 6]
+    assert grid[:36, 3].unique().tolist() == [0]
+    assert family_of(model).grid(model, {}, spans) is None
+
+
+def test_tokens_that_are_no_patches_are_refused_by_name():
+    """LLaVA-OneVision scales the features of 16 tiles down."""
+    model, pixels = tiled_llava("onevision"), torch.randn(1, 17, 3, 24, 24)
+    size = torch.tensor([[96, 96]])
+    count = len(model.model.get_image_features(pixels, size, return_dict=True).pooler_output[0])
+    ids = torch.tensor([[5, *[IMAGE_TOKEN] * count, 7]])
+    refused = pytest.raises(ValueError, match="'scope' cannot prune LlavaOnevision.*scaled down")
+    with dart.prune(model, dart.DartConfig(keep=9, strategy="scope")), refused:
+        model(input_ids=ids, pixel_values=pixels, image_sizes=size)
+
+
+def test_a_tower_that_ran_twice_is_refused_by_name():
+    """Images and a video, each a run of its own."""
+    model = qwen("qwen2_vl")
+    inputs = qwen_prompt(3, ("image", 1, 8, 4), 4, ("video", 2, 4, 6), 5)
+    refused = pytest.raises(ValueError, match="'scope' cannot prune Qwen2VL.*ran 2 times")
+    with dart.prune(model, dart.DartConfig(keep=9, strategy="scope")), refused:
+        model(**inputs)

@@ -38,11 +38,11 @@ CAPTURE = "dart_tower"  # the attention function that hands out queries and keys
 
 
 def _hand_out(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **kwargs: Any
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **kwargs: Any
 ) -> Any:
     """An attention function that computes no output; `module.dart_take` receives what it would be computed from."""
     scale = kwargs.get("scaling")
-    module.dart_take((query, key, query.shape[-1] ** -0.5 if scale is None else scale, mask))
+    module.dart_take((query, key, query.shape[-1] ** -0.5 if scale is None else scale, attention_mask))
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
 
