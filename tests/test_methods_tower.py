@@ -35,6 +35,7 @@ import dart
 from dart.engine.selection import merge_states
 from dart.engine.signals import Signals
 from dart.families import family_of
+from dart.families.tiles import merged_patches
 from dart.strategies import Reduction, Stage, Strategy
 from dart.strategies.base import GroupPlan, Tokens, greedy
 
@@ -773,3 +774,38 @@ def test_a_tower_that_ran_twice_is_refused_by_name():
     refused = pytest.raises(ValueError, match="'scope' cannot prune Qwen2VL.*ran 2 times")
     with dart.prune(model, dart.DartConfig(keep=9, strategy="scope")), refused:
         model(**inputs)
+
+
+def test_images_are_told_apart_by_their_newlines():
+    """An image in 2 x 2 tiles, cut to rows of ten; one view and its newline; one view alone; tiles in one column."""
+    rows = [False] * 10 + [True]
+    newlines = [False] * 36 + rows * 12 + [False] * 36 + [True] + [False] * 36 + [False] * 36 + [*rows[4:]] * 9
+    found = merged_patches(torch.tensor(newlines), [(6, 12), (12, 12), (12, 6)], 6)
+    assert [count for _, count in found] == [36 + 144, 36, 36, 36 + 72]
+    found = [numbers for numbers, _ in found]
+    assert [len(each) for each in found] == [36 + 132, 37, 36, 36 + 63]
+    assert found[0][36:47].tolist() == [37, 38, 39, 40, 41, 72, 73, 74, 75, 76, -1]  # columns 1 to 10 of twelve
+    assert found[1].tolist() == [*range(36), -1] and found[2].tolist() == list(range(36))
+    assert found[3][36:43].tolist() == [42, 43, 44, 45, 46, 47, -1]  # rows 1 to 9 of twelve
+
+
+@torch.no_grad()
+def test_both_classes_of_llava_next_give_the_same_signals(joint):
+    """This project's finds tiles by the newlines in a batch of two images, transformers' by the images' sizes."""
+    golden = pytest.importorskip("llava_next_golden")
+    test = pytest.importorskip("test_llava_next")
+    ids, mask, images, sizes = test.both_in_a_batch()
+    model = golden.loaded()[1]
+    converted = test.convert_model(model, test.IMAGE_ID)
+    tall, pixels, size = golden.sample("tall")
+    with dart.prune(model, dart.DartConfig(**JOINT)):
+        model(ids, images=images, image_sizes=sizes, attention_mask=mask)
+        model.generate(tall, images=pixels, image_sizes=size, max_new_tokens=1, num_beams=2, do_sample=False)
+    ours, joint[:] = list(joint), []
+    with dart.prune(converted, dart.DartConfig(**JOINT)):
+        for name in ("wide", "tall"):
+            converted(**test.for_transformers(name))
+    assert len(ours) == 4
+    for seen, wanted in zip(ours, [joint[0], *[joint[1]] * 3], strict=True):
+        for name, values in seen.items():
+            torch.testing.assert_close(values, wanted[name], atol=1e-5, rtol=1e-3)

@@ -33,7 +33,8 @@ CLIP = "clip_similarity"
 SIGNALS = frozenset({"grid", FEATURES, KEYS, ATTENTION, RECEIVED, CLIP})
 SAMPLED = 64  # queries
 CLS_NAMES = ("class_embedding", "cls_token")
-LISTS, ATTENTIONS = ("layers", "blocks"), ("self_attn", "attn", "attention")  # of a tower; of one of its layers
+LISTS = ("layers", "blocks", "layer")  # names of a tower's layers
+ATTENTIONS = ("self_attn", "attn", "attention")  # names of a layer's attention
 CAPTURE = "dart_tower"  # the attention function that hands out queries and keys
 
 

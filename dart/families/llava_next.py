@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from dart.families import tiles
 from dart.families.base import Family, register, runs_of
 
 
@@ -45,24 +46,12 @@ class LlavaNextTransformers(Family):
         """A newline is made of no patch."""
         if (sizes := arguments.get("image_sizes")) is None:
             raise ValueError("`image_sizes`, which tell its tiles apart, are not given")
-        total, parts = 0, []
-        for numbers in _patches(model, sizes):
-            parts.append(torch.where(numbers < 0, numbers, numbers + total))
-            total += int(numbers.max()) + 1
-        return torch.cat(parts)[:, None]
+        return tiles.joined([_patches_of_size(model, size) for size in sizes])
 
     def grid(self, model: Any, arguments: dict[str, Any], spans: torch.Tensor) -> torch.Tensor | None:
-        """Places in the view that a token comes from; a newline lies at the end of its row."""
-        sizes, mask = arguments.get("image_sizes"), spans > 0
-        numbers = torch.zeros(0, dtype=torch.long) if sizes is None else torch.cat(_patches(model, sizes))
-        if len(numbers) != int(mask.sum()):
+        if (sizes := arguments.get("image_sizes")) is None:
             return None
-        side = _patches_a_side(model)
-        newline, place = numbers < 0, torch.where(numbers < 0, numbers.roll(1), numbers) % side**2
-        grid = torch.zeros(*spans.shape, 4, dtype=torch.long)
-        column = torch.where(newline, side, place % side)
-        grid[mask] = torch.stack([torch.zeros_like(place), place // side, column, spans[mask] - 1], 1)
-        return grid
+        return tiles.grid([_patches_of_size(model, size) for size in sizes], spans, _patches_a_side(model))
 
 
 def _number(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
@@ -74,52 +63,32 @@ def _number(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat(counted)
 
 
-def _patches(model: Any, sizes: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """LongTensor [tokens] of each image, of `sizes` (height, width): the patch of all its views' that each token comes
-    from; -1: a newline.
+def _patches_of_size(model: Any, size: torch.Tensor) -> tiles.Patches:
+    """The patches of an image of `size` (height, width).
 
     The model's own merging is run on the patches' numbers instead of features.
     """
-    side, config, strategy = _patches_a_side(model), model.config, model.config.vision_feature_select_strategy
-    numbers = []
-    for size in sizes:
-        count = image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
-        views = torch.arange(1.0, count * side**2 + 1).view(count, side**2, 1)
-        (merged,), _ = model.model.pack_image_features([views], [size], strategy, image_newline=torch.zeros(1))
-        numbers.append(merged[:, 0].long() - 1)
-    return numbers
+    side, config = _patches_a_side(model), model.config
+    count = image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
+    numbers = torch.arange(1.0, count * side**2 + 1).view(count, side**2, 1)
+    (merged,), _ = model.model.pack_image_features(
+        [numbers], [size], config.vision_feature_select_strategy, image_newline=torch.zeros(1)
+    )
+    return merged[:, 0].long() - 1, count * side**2
 
 
 def _views_of_size(model: Any, size: torch.Tensor) -> torch.Tensor:
-    """LongTensor [tokens] of an image: the view, from 1, that each token comes from; a newline belongs to the tile that
-    its row ends in."""
-    (numbers,) = _patches(model, [size])
-    views = numbers // _patches_a_side(model) ** 2 + 1
-    return torch.where(views > 0, views, views.roll(1))
+    """LongTensor [tokens] of an image: the view that each token comes from."""
+    return tiles.views(_patches_of_size(model, size)[0], _patches_a_side(model))
 
 
 def _views_of_features(model: Any, features: torch.Tensor) -> torch.Tensor:
-    """The same from an image's merged features [tokens, D]: its newlines tell the rows and columns.
-
-    Padding is cut off on two opposite sides alone, so that one dimension is whole; of the grids that fit it, the model
-    takes the smallest, and among equals the first.
-    """
-    side = _patches_a_side(model)
-    newlines = (features == model.model.image_newline.to(features)).all(-1).nonzero().flatten().cpu()
-    overview = torch.ones(side * side, dtype=torch.long)
-    rows = len(newlines)
-    columns = int(newlines[0]) - side * side
-    if columns == 0:  # one view alone, and a newline
-        return torch.ones(len(features), dtype=torch.long)
-    pixels = model.config.vision_config.image_size
+    """The same from an image's merged features [tokens, D]: its newlines tell the rows and columns."""
+    side, pixels = _patches_a_side(model), model.config.vision_config.image_size
+    newlines = (features == model.model.image_newline.to(features)).all(-1).cpu()
     grids = [(height // pixels * side, width // pixels * side) for height, width in model.config.image_grid_pinpoints]
-    fits = [g for g in grids if (rows == g[0] and columns <= g[1]) or (columns == g[1] and rows <= g[0])]
-    high, wide = min(fits, key=lambda grid: grid[0] * grid[1])
-    tile_rows = (torch.arange(rows) + (high - rows) // 2) // side
-    tile_columns = (torch.arange(columns) + (wide - columns) // 2) // side
-    tile_columns = torch.cat([tile_columns, tile_columns[-1:]])
-    tiles = tile_rows[:, None] * (wide // side) + tile_columns + 2
-    return torch.cat([overview, tiles.flatten()])
+    ((numbers, _),) = tiles.merged_patches(newlines, grids, side)
+    return tiles.views(numbers, side)
 
 
 def _patches_a_side(model: Any) -> int:
