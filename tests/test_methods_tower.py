@@ -334,6 +334,14 @@ def test_the_largest_determinant_goes_on_where_the_rank_ends():
     assert kept == sorted(first + rest)
 
 
+def test_newlines_are_not_what_has_no_twin():
+    """Tokens that no patch makes have features and attention of 0: they go first, not last."""
+    s = random_signals()
+    s.features[::6], s.attention[::6] = 0, 0
+    kept = reduced("vispruner", s, 12)[0]
+    assert not set(kept) & set(range(0, 30, 6))
+
+
 def test_a_strip_that_overflows_gives_its_surplus_away():
     """One strip has nearly all attention: its quota would be 12 of its 2 tokens."""
     s = random_signals()
@@ -561,6 +569,22 @@ def test_cdpruner_asks_clip_where_there_is_one(model, eager, clip_folders):
     similarity = [np.mean([cosine(image.numpy(), text.numpy()) for text in texts]) for image in images]
     assert kept.tolist() == largest_determinant(s.raw, scaled([-each for each in similarity], 1e-6), 9)
     assert kept.tolist() != cdpruner(s, 9)[0]
+
+
+@torch.no_grad()
+def test_clip_is_asked_the_question_of_this_projects_llava(clip_folders):
+    """Its prompts hold one negative id for an image."""
+    golden, asked = pytest.importorskip("llava_golden"), []
+    model, (ids, pixels) = golden.loaded()[1], golden.sample("a")
+    wanted = ids[0, int((ids[0] < 0).nonzero()) + 1 :].tolist()
+    padded = torch.cat([ids, torch.full((1, 3), 5)], 1), torch.cat([torch.ones_like(ids), torch.zeros(1, 3)], 1)
+    options = {"clip": clip_folders[0], "tokenizer": clip_folders[1]}
+    with dart.prune(model, dart.DartConfig(keep=9, strategy="cdpruner", options=options)) as handle:
+        handle.tower.clip = lambda features, words: asked.append(words) or features[:, 0].float()
+        model(ids, images=pixels)
+        model(padded[0], images=pixels, attention_mask=padded[1])
+        model.generate(ids, images=pixels, max_new_tokens=2, num_beams=2, do_sample=False)
+    assert asked == [wanted] * 4
 
 
 def test_a_clip_that_does_not_fit_is_refused_by_name(model, clip_folders, tmp_path):

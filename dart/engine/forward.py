@@ -95,7 +95,7 @@ class Forward:
         self.prompt = PROMPT.get()
         self.spans: HostCopy | None = None
         self.valid: HostCopy | None = None
-        self.ids: HostCopy | None = None  # for strategies that ask for the question
+        self.ids: HostCopy | None = None  # of the first module, for strategies that ask for the question
         self.labels: torch.Tensor | None = None
         self.embeddings: torch.Tensor | None = None
         self.length = 0
@@ -119,14 +119,15 @@ class Forward:
 
     def look(self, arguments: dict[str, Any]) -> None:
         """Find the visual tokens and the padding in a module's arguments, unless a module before had them."""
+        ids = arguments.get("input_ids")
+        if self.ids is None and ids is not None and ids.shape[1] > 1 and "question" in self.handle.needs:
+            self.ids = HostCopy(ids)
         if self.spans is None:
             spans = self.handle.family.visual_span_ids(self.handle.model, arguments)
             if spans is not None:
                 self.spans = HostCopy(spans)
                 if self.handle.tower.needed:
                     self._remember(arguments, len(spans))
-                ids = arguments.get("input_ids")
-                self.ids = HostCopy(ids) if "question" in self.handle.needs and ids is not None else None
         mask = arguments.get("attention_mask")
         if self.valid is None and self.spans is not None:
             if isinstance(mask, dict):

@@ -20,7 +20,8 @@
 | `clip_similarity` | [S] | cosine of each visual token and the question in CLIP's space, see `dart.engine.clip` |
 
 The attention in another layer of the tower: `tower_attention@0.25` is of the one at a quarter of its depth.
-S: tokens of one sample; those of `grid` and the tower are 0 for text. No S x S or N x N matrix of attention is made.
+S: tokens of one sample; those of `grid` and the tower are 0 for text, the tower's for newlines between tiles, too. No
+S x S or N x N matrix of attention is made.
 """
 
 from __future__ import annotations

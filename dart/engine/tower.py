@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from dart.engine.clip import Clip
 from dart.engine.forward import PROMPT, Forward, current
-from dart.engine.host import to_device
+from dart.engine.host import HostCopy, to_device
 from dart.engine.layers import bound
 
 if TYPE_CHECKING:
@@ -148,25 +148,36 @@ class Tower:
 
     def _clip(self, forward: Forward, spans: np.ndarray, features: torch.Tensor) -> torch.Tensor:
         """[B, S] for features [B, S, E]."""
-        if forward.ids is None:
-            raise ValueError(
-                f"{self.refused}CLIP needs the question as token ids, and the decoder is given embeddings alone: leave "
-                "option clip out"
-            )
+        ids, valid = self._ids(forward), forward.valid_tokens(spans)
         similarity = torch.zeros_like(features[..., 0], dtype=torch.float)
-        ids, valid = forward.ids.numpy()[:, -spans.shape[1] :], forward.valid_tokens(spans)
         for row, span in enumerate(spans):
             visual = np.flatnonzero(span)
             if not visual.size:
                 continue
             text = np.flatnonzero(valid[row])
             question = forward.question(row, text[text > visual[-1]])
+            own = ids[row * len(ids) // len(spans)]  # for all beams
+            if len(own) < len(span):  # a placeholder is an image, and a negative id: LLaVA's own classes
+                own = own[np.flatnonzero(own < 0)[-1] + 1 :][question - visual[-1] - 1]
+            else:
+                own = own[-len(span) :][question]
             places = to_device(visual, features.device)
             try:
-                similarity[row, places] = self.clip(features[row, places], ids[row, question].tolist())
+                similarity[row, places] = self.clip(features[row, places], own.tolist())
             except ValueError as error:
                 raise ValueError(self.refused + str(error)) from None
         return similarity
+
+    def _ids(self, forward: Forward) -> np.ndarray:
+        """int [B, n]: the prompt's ids, as the model was given them."""
+        if forward.ids is not None:
+            return forward.ids.numpy()
+        if forward.prompt is not None and forward.prompt.ids is not None:
+            return HostCopy(forward.prompt.ids).numpy()
+        raise ValueError(
+            f"{self.refused}CLIP needs the question as token ids, and the model is given embeddings alone: leave "
+            "option clip out"
+        )
 
     @torch.no_grad()
     def _signal(self, name: str, captured: dict[str, Any]) -> torch.Tensor:

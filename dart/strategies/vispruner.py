@@ -20,7 +20,8 @@ class VisPruner(Strategy):
     score, and the second ones are the list of the next round.
 
     share: 0.5, the paper's. 1: FasterVLM (attention alone, an earlier version of the same paper).
-    Deviation: on LLaVA-NeXT the official scripts take away the unpadding and give every tile keep / 5.
+    Deviations: on LLaVA-NeXT the official scripts take away the unpadding and give every tile keep / 5; newlines are
+    dropped first.
     A tower without CLS: mean attention received from sampled queries. `config.layer` is not used.
     """
 
@@ -37,7 +38,8 @@ class VisPruner(Strategy):
         strong = int(tokens.keep * self.option(tokens.config, "share"))
         distinct = tokens.keep - strong
         units = normalize(tokens.signals.tower_features[tokens.visual].float(), dim=-1)
-        rest = order[strong:] if distinct else order[:0]
+        patches = int(units.any(1).sum())  # not newlines, whose features and attention are 0
+        rest = order[strong : max(patches, tokens.keep)] if distinct else order[:0]
         while len(rest) > distinct:
             ones, others = rest[::2], rest[1::2]
             scores = (units[ones] @ units[others].T).amax(1)
