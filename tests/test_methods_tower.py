@@ -513,12 +513,16 @@ def test_attention_of_any_layer_is_that_of_the_eager_tower(eager, spied, attenti
     [
         ("cdpruner", {"theta": 1}, "theta"),
         ("cenprune", {"base": "fastv"}, "base"),
+        ("cenprune", {"clip": "somewhere"}, "clip.*'cdpruner'"),
+        ("mmtok", {"text_temperature": 0}, "temperature"),
+        ("scope", {"alpha": -1}, "alpha"),
         ("vispruner", {"share": 2}, "share"),
         ("holov", {"strips": 0}, "strips"),
         ("hiprune", {"alpha": 6}, "alpha"),
         ("hiprune", {"depth": 2}, "'hiprune'.*depth of 2"),
         ("tome", {"rounds": 0}, "rounds"),
         ("vscan", {"fraction": 0}, "fraction"),
+        ("vscan", {"window": 0}, "window"),
     ],
 )
 def test_wrong_options_are_refused_before_anything_runs(model, name, options, message):

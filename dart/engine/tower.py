@@ -117,6 +117,8 @@ class Tower:
         given: Any = bound(module, args, kwargs)
         if name == FEATURES:
             given = next(value for value in given.values() if isinstance(value, torch.Tensor)).detach()
+        elif name == "tower":  # sizes; not the pixels, which need not be kept
+            given = {k: v for k, v in given.items() if not isinstance(v, torch.Tensor) or not v.is_floating_point()}
         kept.setdefault(name, []).append(given)
 
     def __call__(self, name: str, forward: Forward, device: torch.device) -> torch.Tensor:

@@ -35,6 +35,8 @@ class CenPrune(Strategy):
         base = self.option(config, "base")
         if base not in BASES:
             raise ValueError(f"option base of strategy 'cenprune' must be one of {', '.join(BASES)}, got {base!r}")
+        if base != "cdpruner" and self.option(config, "clip") is not None:
+            raise ValueError("option clip of strategy 'cenprune' is for base='cdpruner': DivPrune knows no question")
         return frozenset({"raw"}) | (relevance_needs(config) if base == "cdpruner" else frozenset())
 
     def reduce(self, tokens: Tokens) -> Reduction:

@@ -26,6 +26,8 @@ class MMTok(Strategy):
     options = {"text_temperature": 0.02, "vision_temperature": 0.2, "alpha": 0.5}
 
     def stages(self, config: DartConfig, layers: int) -> tuple[Stage, ...]:
+        if not all(self.option(config, name) > 0 for name in ("text_temperature", "vision_temperature")):
+            raise ValueError("options text_temperature and vision_temperature of strategy 'mmtok' must be above 0")
         return (Stage(0),)
 
     def reduce(self, tokens: Tokens) -> Reduction:

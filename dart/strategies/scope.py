@@ -43,6 +43,8 @@ class Scope(Strategy):
     options = {"alpha": 1.0}
 
     def stages(self, config: DartConfig, layers: int) -> tuple[Stage, ...]:
+        if self.option(config, "alpha") < 0:
+            raise ValueError("option alpha of strategy 'scope' must be 0 or more")
         return (Stage(0),)
 
     def reduce(self, tokens: Tokens) -> Reduction:

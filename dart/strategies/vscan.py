@@ -33,6 +33,8 @@ class VScan(Strategy):
         share, fraction, middle = (self.option(config, name) for name in ("share", "fraction", "middle"))
         if not 0 <= share <= 1 or not 0 < fraction <= 1 or not 0 < middle < 1:
             raise ValueError("options share, fraction and middle of strategy 'vscan' must be between 0 and 1")
+        if not isinstance(window := self.option(config, "window"), int) or window < 1:
+            raise ValueError(f"option window of strategy 'vscan' must be an int of 1 or more, got {window!r}")
         return Stage(0, 1.0), Stage(max(1, round(middle * layers)), float(fraction))
 
     def needed(self, config: DartConfig) -> frozenset[str]:
