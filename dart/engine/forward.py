@@ -30,7 +30,7 @@ from dart.strategies.base import Batch
 if TYPE_CHECKING:
     from dart.engine.attach import PruneHandle
 
-GRIDS = ("image_grid_thw", "video_grid_thw")
+GRIDS = ("image_grid_thw", "video_grid_thw", "image_sizes")
 SAVED = "dart_forward"  # the keyword argument in which a checkpointed layer finds its forward again
 CURRENT: ContextVar[Forward | None] = ContextVar("dart_forward", default=None)
 FINISHED: ContextVar[Forward | None] = ContextVar("dart_finished", default=None)
@@ -95,7 +95,7 @@ class Forward:
         self.prompt = PROMPT.get()
         self.spans: HostCopy | None = None
         self.valid: HostCopy | None = None
-        self.ids: HostCopy | None = None  # for strategies that ask for the question
+        self.ids: HostCopy | None = None  # of the first module, for strategies that ask for the question
         self.labels: torch.Tensor | None = None
         self.embeddings: torch.Tensor | None = None
         self.length = 0
@@ -119,14 +119,15 @@ class Forward:
 
     def look(self, arguments: dict[str, Any]) -> None:
         """Find the visual tokens and the padding in a module's arguments, unless a module before had them."""
+        ids = arguments.get("input_ids")
+        if self.ids is None and ids is not None and ids.shape[1] > 1 and "question" in self.handle.needs:
+            self.ids = HostCopy(ids)
         if self.spans is None:
             spans = self.handle.family.visual_span_ids(self.handle.model, arguments)
             if spans is not None:
                 self.spans = HostCopy(spans)
                 if self.handle.tower.needed:
                     self._remember(arguments, len(spans))
-                ids = arguments.get("input_ids")
-                self.ids = HostCopy(ids) if "question" in self.handle.needs and ids is not None else None
         mask = arguments.get("attention_mask")
         if self.valid is None and self.spans is not None:
             if isinstance(mask, dict):
@@ -239,7 +240,7 @@ class Forward:
         self, stage: int, layer: int, hidden: torch.Tensor, arguments: dict[str, Any], spans: np.ndarray
     ) -> Kept | None:
         selector = self.handle.selectors[stage]
-        valid, stays = self._valid(spans), None
+        valid, stays = self.valid_tokens(spans), None
         sizes = [{int(k): int((row == k).sum()) for k in np.unique(row) if k} for row in spans]
         if self.kept:
             rows = HostCopy(self.kept[-1].rows).numpy()
@@ -257,7 +258,7 @@ class Forward:
             return None
         return selector.run(batch, self._signals(layer, batch, recorded, valid, arguments))
 
-    def _valid(self, spans: np.ndarray) -> np.ndarray:
+    def valid_tokens(self, spans: np.ndarray) -> np.ndarray:
         """bool [B, S]: what is neither padding nor an answer or a draft."""
         valid = np.ones(spans.shape, dtype=bool)
         if self.valid is not None:
@@ -289,7 +290,7 @@ class Forward:
             if "embeddings" in needs:
                 own["embeddings"] = self._embeddings()[row]
             if "question" in needs and batch.groups[row]:
-                own["question"] = to_device(self._question(row, batch.groups[row][0].text), batch.hidden.device)
+                own["question"] = to_device(self.question(row, batch.groups[row][0].text), batch.hidden.device)
             if "attention" in needs:
                 own["attention"] = self._attention(layer - 1, row, before, recorded or Recorder(None), valid[row])
             if following is not None:
@@ -332,7 +333,7 @@ class Forward:
             raise ValueError("the decoder was given no embeddings: the signal 'embeddings' cannot be had")
         return self.embeddings if not self.kept else gather_tokens(self.embeddings, self.kept[-1].rows, -2)
 
-    def _question(self, row: int, text: np.ndarray) -> np.ndarray:
+    def question(self, row: int, text: np.ndarray) -> np.ndarray:
         """Those positions of `text`, what comes after the last image of a sample, that ask the question.
 
         Without ids (embeddings alone were given; LLaVA's original classes, whose ids know no image's length): all.

@@ -19,7 +19,7 @@ from dart.config import DartConfig
 from dart.engine.budgets import group_budgets, stage_budget
 from dart.engine.host import HostCopy, to_device
 from dart.engine.layout import PADDING
-from dart.engine.signals import NAMES, Signals
+from dart.engine.signals import NAMES, Signals, is_signal
 from dart.strategies.base import Batch, GroupPlan, Merge, Reduction, Stage, Strategy, Tokens, with_forced
 
 
@@ -140,7 +140,8 @@ class Selector:
         device = signals.raw.device
         parts, merges = [to_device(np.flatnonzero(always), device)], []
         for plan in plans:
-            tokens = Tokens(to_device(plan.visual, device), to_device(plan.text, device), signals, self.config, plan)
+            visual, text = to_device(plan.visual, device), to_device(plan.text, device)
+            tokens = Tokens(visual, text, signals, self.config, plan, self.index)
             reduction = self._checked(self.strategy.reduce(tokens), tokens)
             parts.append(reduction.keep)
             if reduction.merge is not None:
@@ -207,7 +208,7 @@ def selector(config: DartConfig, layers: int) -> list[Selector]:
     if unknown := sorted(set(config.options) - set(strategy.options)):
         known = ", ".join(sorted(strategy.options)) or "none"
         raise ValueError(f"strategy {config.strategy!r} has no option {', '.join(unknown)}; known: {known}")
-    if unknown := sorted(strategy.needed(config) - set(NAMES)):
+    if unknown := sorted(name for name in strategy.needed(config) if not is_signal(name)):
         raise ValueError(
             f"strategy {config.strategy!r} needs {', '.join(unknown)}, which is no signal; known: {', '.join(NAMES)}"
         )

@@ -16,8 +16,12 @@
 | `tower_features` | [S, E] | of each visual token, the vision tower's states before the projector |
 | `tower_keys` | [S, h, e] | of each visual token, its keys in the tower's layer whose states are used, by head |
 | `tower_attention` | [S] | attention that CLS pays each visual token there, mean of heads; without CLS, mean received |
+| `tower_received` | [S] | attention that each visual token receives there, mean of heads and of all queries |
+| `clip_similarity` | [S] | cosine of each visual token and the question in CLIP's space, see `dart.engine.clip` |
 
-S: tokens of one sample; those of `grid` and the tower are 0 for text. No S x S or N x N matrix of attention is made.
+The attention in another layer of the tower: `tower_attention@0.25` is of the one at a quarter of its depth.
+S: tokens of one sample; those of `grid` and the tower are 0 for text, the tower's for newlines between tiles, too. No
+S x S or N x N matrix of attention is made.
 """
 
 from __future__ import annotations
@@ -45,8 +49,17 @@ NAMES = (
     "tower_features",
     "tower_keys",
     "tower_attention",
+    "tower_received",
+    "clip_similarity",
 )
+IN_ANY_LAYER = ("tower_attention", "tower_received")
 Rows = Callable[..., torch.Tensor]  # (queries [R], rope, ones) -> [H, R, S], see `dart.engine.layers.attention_rows`
+
+
+def is_signal(name: str) -> bool:
+    """Is it a signal's name, or one of `IN_ANY_LAYER` with the layer's depth: `tower_attention@0.25`?"""
+    name, layered, _ = name.partition("@")
+    return name in (IN_ANY_LAYER if layered else NAMES)
 
 
 @dataclass(frozen=True)
@@ -64,9 +77,9 @@ class Signals:
     memory: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> torch.Tensor:
-        if name in NAMES and name in self.given:
+        if is_signal(name) and name in self.given:
             return self.given[name]
-        if name in NAMES:
+        if is_signal(name):
             raise ValueError(f"strategy {self.strategy!r} asked for the signal {name!r} without naming it in `needs`")
         raise AttributeError(name)
 

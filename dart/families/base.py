@@ -119,6 +119,18 @@ class Family:
             )
         return tower, layer, projector
 
+    def patches(
+        self, model: Any, arguments: dict[str, Any], given: dict[str, Any], shape: torch.Size
+    ) -> torch.Tensor | None:
+        """LongTensor [tokens, m] on the host: of each visual token that one run of the vision tower makes, in the order
+        of their placeholders, the m patches that it is made of, as places in what the projector is given, flattened;
+        -1: none. None, the default: each patch is a token, view by view, and each view a span.
+
+        arguments: of the forward; given: of the tower; shape: (views, patches) or (patches,) of what the projector is
+        given. Raises ValueError with the reason where it is not known.
+        """
+        return None
+
     def grid(self, model: Any, arguments: dict[str, Any], spans: torch.Tensor) -> torch.Tensor | None:
         """LongTensor [B, S, 4] of (frame, row, column, tile) of each visual token; None: not known.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
+from dart.families import tiles
 from dart.families.base import Family, register, runs_of
 
 
@@ -39,6 +40,19 @@ class LlavaNextTransformers(Family):
         first = torch.where(mask, spans, spans.max() + 1).amin(-1, keepdim=True)
         return torch.where(mask, spans - first + 1, 0)
 
+    def patches(
+        self, model: Any, arguments: dict[str, Any], given: dict[str, Any], shape: torch.Size
+    ) -> torch.Tensor | None:
+        """A newline is made of no patch."""
+        if (sizes := arguments.get("image_sizes")) is None:
+            raise ValueError("`image_sizes`, which tell its tiles apart, are not given")
+        return tiles.joined([_patches_of_size(model, size) for size in sizes])
+
+    def grid(self, model: Any, arguments: dict[str, Any], spans: torch.Tensor) -> torch.Tensor | None:
+        if (sizes := arguments.get("image_sizes")) is None:
+            return None
+        return tiles.grid([_patches_of_size(model, size) for size in sizes], spans, _patches_a_side(model))
+
 
 def _number(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
     """LongTensors [tokens] of views, each from 1 on, as one that counts on over all pictures."""
@@ -49,44 +63,32 @@ def _number(pictures: Iterable[torch.Tensor]) -> torch.Tensor:
     return torch.cat(counted)
 
 
-def _views_of_size(model: Any, size: torch.Tensor) -> torch.Tensor:
-    """LongTensor [tokens] of an image of `size` (height, width): the view that each token comes from.
+def _patches_of_size(model: Any, size: torch.Tensor) -> tiles.Patches:
+    """The patches of an image of `size` (height, width).
 
-    The model's own merging is run on the views' numbers instead of features.
+    The model's own merging is run on the patches' numbers instead of features.
     """
-    side = _patches_a_side(model)
-    count = image_size_to_num_patches(size, model.config.image_grid_pinpoints, model.config.vision_config.image_size)
-    numbers = torch.arange(1.0, count + 1)[:, None, None].expand(count, side * side, 1)
+    side, config = _patches_a_side(model), model.config
+    count = image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size)
+    numbers = torch.arange(1.0, count * side**2 + 1).view(count, side**2, 1)
     (merged,), _ = model.model.pack_image_features(
-        [numbers], [size], model.config.vision_feature_select_strategy, image_newline=torch.zeros(1)
+        [numbers], [size], config.vision_feature_select_strategy, image_newline=torch.zeros(1)
     )
-    views = merged[:, 0].long()
-    # A newline (0) belongs to the tile that its row ends in.
-    return torch.where(views > 0, views, views.roll(1))
+    return merged[:, 0].long() - 1, count * side**2
+
+
+def _views_of_size(model: Any, size: torch.Tensor) -> torch.Tensor:
+    """LongTensor [tokens] of an image: the view that each token comes from."""
+    return tiles.views(_patches_of_size(model, size)[0], _patches_a_side(model))
 
 
 def _views_of_features(model: Any, features: torch.Tensor) -> torch.Tensor:
-    """The same from an image's merged features [tokens, D]: its newlines tell the rows and columns.
-
-    Padding is cut off on two opposite sides alone, so that one dimension is whole; of the grids that fit it, the model
-    takes the smallest, and among equals the first.
-    """
-    side = _patches_a_side(model)
-    newlines = (features == model.model.image_newline.to(features)).all(-1).nonzero().flatten().cpu()
-    overview = torch.ones(side * side, dtype=torch.long)
-    rows = len(newlines)
-    columns = int(newlines[0]) - side * side
-    if columns == 0:  # one view alone, and a newline
-        return torch.ones(len(features), dtype=torch.long)
-    pixels = model.config.vision_config.image_size
+    """The same from an image's merged features [tokens, D]: its newlines tell the rows and columns."""
+    side, pixels = _patches_a_side(model), model.config.vision_config.image_size
+    newlines = (features == model.model.image_newline.to(features)).all(-1).cpu()
     grids = [(height // pixels * side, width // pixels * side) for height, width in model.config.image_grid_pinpoints]
-    fits = [g for g in grids if (rows == g[0] and columns <= g[1]) or (columns == g[1] and rows <= g[0])]
-    high, wide = min(fits, key=lambda grid: grid[0] * grid[1])
-    tile_rows = (torch.arange(rows) + (high - rows) // 2) // side
-    tile_columns = (torch.arange(columns) + (wide - columns) // 2) // side
-    tile_columns = torch.cat([tile_columns, tile_columns[-1:]])
-    tiles = tile_rows[:, None] * (wide // side) + tile_columns + 2
-    return torch.cat([overview, tiles.flatten()])
+    ((numbers, _),) = tiles.merged_patches(newlines, grids, side)
+    return tiles.views(numbers, side)
 
 
 def _patches_a_side(model: Any) -> int:

@@ -77,6 +77,7 @@ class Tokens:
     visual: LongTensor [N], ascending positions in the sample; text: LongTensor [M], positions of the text after the
     last image; keep: how many visual tokens stay; signals: see `dart.engine.signals`; plan: the same on the host.
     rows: the stretch of the sample that the visual tokens lie in: of many images each costs no more than its own.
+    stage: the number of the strategy's stage that this is, from 0.
     """
 
     visual: torch.Tensor
@@ -84,6 +85,7 @@ class Tokens:
     signals: Signals
     config: DartConfig
     plan: GroupPlan
+    stage: int = 0
     rows: slice = field(init=False)
 
     def __post_init__(self) -> None:
@@ -178,6 +180,12 @@ def with_forced(config: DartConfig, forced: list[int] | None, visual: np.ndarray
     return replace(config, image_pivots=images, text_pivots=len(forced) - images)
 
 
+def at_depth(name: str, depth: float) -> str:
+    """The name of the vision tower's signal `name` in another layer than that whose states are used: the one at `depth`
+    of the tower, in (0, 1], counted as a part of its layers."""
+    return f"{name}@{depth:.6g}"
+
+
 def highest(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Indices [count] of the highest `scores` [N], ascending; of equals the first ones."""
     return scores.sort(descending=True, stable=True).indices[:count].sort().values
@@ -199,6 +207,35 @@ def pyramid(name: str, places: Sequence[float], fractions: Sequence[float], laye
         first = stages[-1].layer + 1 if stages else 1
         stages.append(Stage(max(first, round(place * layers)), float(fraction)))
     return tuple(stages)
+
+
+def first_highest(scores: torch.Tensor) -> torch.Tensor:
+    """LongTensor [1]: the place of the highest score, the first one of equals, without a wait for the device."""
+    places = torch.arange(len(scores), device=scores.device)
+    return torch.where(scores == scores.max(), places, len(scores)).min()[None]
+
+
+def greedy(
+    gains: torch.Tensor,
+    count: int,
+    after: Callable[[torch.Tensor], torch.Tensor],
+    start: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Indices [count], ascending: again and again the one with the highest of the finite `gains` [N], the first of
+    equals.
+
+    after(place): the gains [N] that follow once `place`, LongTensor [1], is taken. start: different indices that are
+    taken first. Nothing is taken twice, and nothing waits for the device.
+    """
+    taken = torch.zeros_like(gains, dtype=torch.bool)
+    chosen = [torch.zeros(0, dtype=torch.long, device=gains.device)]
+    for number in range(count):
+        given = start is not None and number < len(start)
+        chosen.append(start[number, None] if given else first_highest(gains.masked_fill(taken, -torch.inf)))  # type: ignore[index]
+        taken[chosen[-1]] = True
+        if number + 1 < count:
+            gains = after(chosen[-1])
+    return torch.cat(chosen).sort().values
 
 
 REGISTRY: dict[str, Strategy] = {}

@@ -6,33 +6,32 @@ import torch
 from torch.nn.functional import normalize
 
 from dart.config import DartConfig
-from dart.strategies.base import Reduction, Stage, Strategy, Tokens, register
+from dart.strategies.base import Reduction, Stage, Strategy, Tokens, first_highest, greedy, register
 
 BLOCK = 1024  # rows of the similarities that are there at once
 
 
-def _first_highest(scores: torch.Tensor) -> torch.Tensor:
-    """LongTensor [1]: the place of the highest score, the first one of equals, without a wait for the device."""
-    places = torch.arange(len(scores), device=scores.device)
-    return torch.where(scores == scores.max(), places, len(scores)).min()[None]
-
-
 def most_isolated(units: torch.Tensor) -> torch.Tensor:
     """LongTensor [1]: of `units` [N, D], vectors of length 1, the one whose nearest other one is farthest."""
-    return _first_highest(torch.cat([_nearest(units, start) for start in range(0, len(units), BLOCK)]))
+    return first_highest(torch.cat([_nearest(units, start) for start in range(0, len(units), BLOCK)]))
 
 
-def farthest_first(units: torch.Tensor, start: torch.Tensor, count: int) -> torch.Tensor:
-    """LongTensor [count]: `start`, then again and again the one whose nearest chosen one is farthest by 1 - cosine.
+def farthest_first(
+    units: torch.Tensor, start: torch.Tensor, count: int, weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """LongTensor [count], ascending: `start`, then again and again the one whose nearest chosen one is farthest by
+    1 - cosine, times its weight.
 
-    units: float32 [N, D] of length 1; start: LongTensor of one or more different indices. Of equals the first.
+    units: float32 [N, D] of length 1; start: LongTensor of one or more different indices; weights: [N], or 1. Of equals
+    the first.
     """
-    chosen: list[torch.Tensor] = []
     distance = torch.full_like(units[:, 0], torch.inf)
-    for number in range(count):
-        chosen.append(start[number, None] if number < len(start) else _first_highest(distance))
-        distance = torch.minimum(distance, 1 - units @ units[chosen[-1]][0]).index_fill_(0, chosen[-1], -torch.inf)
-    return torch.cat([start[:0], *chosen])
+
+    def after(place: torch.Tensor) -> torch.Tensor:
+        torch.minimum(distance, 1 - units @ units[place][0], out=distance)
+        return distance if weights is None else distance * weights
+
+    return greedy(distance, count, after, start)
 
 
 def _nearest(units: torch.Tensor, start: int) -> torch.Tensor:
@@ -61,4 +60,4 @@ class DivPrune(Strategy):
 
     def reduce(self, tokens: Tokens) -> Reduction:
         units = normalize(tokens.signals.raw[tokens.visual].float(), dim=-1)
-        return Reduction(tokens.visual[farthest_first(units, most_isolated(units), tokens.keep).sort().values])
+        return Reduction(tokens.visual[farthest_first(units, most_isolated(units), tokens.keep)])

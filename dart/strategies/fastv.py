@@ -13,6 +13,22 @@ def last_query(tokens: Tokens) -> torch.Tensor:
     return (tokens.text if tokens.text.numel() else tokens.visual)[-1:]
 
 
+def best_of_windows(scores: torch.Tensor, grid: torch.Tensor, window: int, count: int) -> torch.Tensor:
+    """Indices [count], ascending: the best tokens by `scores` [N] of each window of `window` x `window` places of the
+    grid [N, 4], first the best of each window, then the second best, windows in proportion to their tokens; among
+    windows whose turn it is, those whose next token has the higher score."""
+    frame, row, column, tile = grid.T
+    places = torch.stack([tile, frame, row // window, column // window], 1)
+    _, window_of, sizes = torch.unique(places, dim=0, return_inverse=True, return_counts=True)
+    order = scores.sort(descending=True, stable=True).indices  # best first; then window by window
+    order = order[window_of[order].sort(stable=True).indices]
+    rank = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    turns = torch.empty(len(order), device=order.device)
+    turns[order] = (rank + 0.5) / sizes.repeat_interleave(sizes)
+    first = scores.sort(descending=True, stable=True).indices
+    return first[turns[first].sort(stable=True).indices[:count]].sort().values
+
+
 @register("fastv")
 class FastV(Strategy):
     """a_i = mean over heads of the attention weight that the last text token gives to token i in layer K-1; the highest
@@ -40,13 +56,5 @@ class FastV(Strategy):
         scores = tokens.signals.attention_rows(last_query(tokens), bool(rope))[0][tokens.visual]
         if not window:
             return Reduction(tokens.visual[highest(scores, tokens.keep)])
-        frame, row, column, tile = tokens.signals.grid[tokens.visual].T
-        places = torch.stack([tile, frame, row // window, column // window], 1)
-        _, window_of, sizes = torch.unique(places, dim=0, return_inverse=True, return_counts=True)
-        order = scores.sort(descending=True, stable=True).indices  # best first; then window by window
-        order = order[window_of[order].sort(stable=True).indices]
-        rank = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-        turns = torch.empty_like(scores).index_put_((order,), (rank + 0.5) / sizes.repeat_interleave(sizes))
-        first = scores.sort(descending=True, stable=True).indices
-        chosen = first[turns[first].sort(stable=True).indices[: tokens.keep]]
-        return Reduction(tokens.visual[chosen.sort().values])
+        grid = tokens.signals.grid[tokens.visual]
+        return Reduction(tokens.visual[best_of_windows(scores, grid, window, tokens.keep)])

@@ -46,7 +46,7 @@ class MoB(Strategy):
         start = self._named(tokens, units) if tokens.signals.question.numel() else tokens.visual[:0]
         if not len(start):
             start = most_isolated(units)
-        return Reduction(tokens.visual[farthest_first(units, start, tokens.keep).sort().values])
+        return Reduction(tokens.visual[farthest_first(units, start, tokens.keep)])
 
     def _named(self, tokens: Tokens, units: torch.Tensor) -> torch.Tensor:
         """LongTensor [P or fewer]: the tokens that the question names, best first."""

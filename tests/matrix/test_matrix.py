@@ -19,7 +19,7 @@ from dart.engine.forward import FINISHED
 # One for each kind of decoder: plain, M-RoPE, DeepStack, windows with their own angles, linear attention, shared keys.
 KINDS = ["llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "qwen3_5", "gemma4"]
 STRATEGIES = [name for name in dart.strategies.available() if dart.strategies.get(name).stages(CONFIG, 6)]
-MERGING = {"pooling", "visionzip"}  # of which no mask can tell: tests/test_methods.py
+MERGING = {"pooling", "visionzip", "tome", "vscan"}  # of which no mask can tell: tests/test_methods.py
 TYPES = [name for name in zoo.names() if ":" not in name]
 
 

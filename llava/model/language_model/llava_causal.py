@@ -121,7 +121,7 @@ class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
         kwargs.pop("position_ids", None)
         config = kwargs.get("generation_config") or self.generation_config
         chunk = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        with prompt_of(0, chunk is not None) as prompt:  # the vision tower runs in `merge`
+        with prompt_of(0, chunk is not None, input_ids) as prompt:  # the vision tower runs in `merge`
             merged = self.merge(input_ids, images, kwargs.pop("attention_mask", None), None, image_sizes, "left")
             prompt.length, mask = merged.inputs_embeds.shape[1], merged.attention_mask
             if mask is None:
