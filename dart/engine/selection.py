@@ -190,7 +190,7 @@ class Selector:
 
 def _within(positions: torch.Tensor, group: torch.Tensor) -> torch.Tensor:
     """bool []: is every one of `positions` in the ascending `group` (not empty)? Ten times as fast as torch.isin."""
-    places = torch.searchsorted(group, positions).clamp_(max=len(group) - 1)
+    places = torch.searchsorted(group, positions.contiguous()).clamp_(max=len(group) - 1)
     return (group.index_select(0, places) == positions).all()
 
 
