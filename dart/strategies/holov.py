@@ -45,7 +45,7 @@ class HoloV(Strategy):
         floors = (tokens.keep * scores / scores.sum().clamp_min(TINY)).floor()
         # Of each token: how many of its strip come after the floor before it does; and the turn of its strip.
         ranks = [part.sort(descending=True, stable=True).indices.argsort() for part in attention.tensor_split(parts)]
-        late = torch.cat([(rank - floor).clamp_min(-1) for rank, floor in zip(ranks, floors, strict=True)])
+        late = torch.cat([rank - floor for rank, floor in zip(ranks, floors, strict=True)])
         turns = scores.sort(descending=True, stable=True).indices.argsort()
         turn = torch.cat([turns[k].expand(len(rank)) for k, rank in enumerate(ranks)])
         order = turn.sort(stable=True).indices
