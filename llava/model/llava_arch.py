@@ -101,6 +101,22 @@ class LlavaMetaForCausalLM:
             self._one_picture(f, t, n, image_sizes) for n, (f, t) in enumerate(zip(per_picture, tiled, strict=True))
         ]
 
+    def learns_to_see(self) -> bool:
+        """Is this a training step that must reach the vision modules, also from a batch without pictures?
+
+        Several processes add up their gradients: one whose batch is text alone has to bring zeros, or the others wait.
+        """
+        seeing = [getattr(self.model, name, None) for name in ("mm_projector", "vision_tower")]
+        parts = [part for module in seeing if module is not None for part in module.parameters()]
+        return self.training and torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+
+    def _no_tokens(self) -> torch.Tensor:
+        """[0, D]: nothing of a blank picture, with the vision modules in its history."""
+        side = self.model.vision_tower.tower.config.image_size
+        blank = self.model.embed_tokens.weight.new_zeros(1, 3, side, side)
+        parts = [*self.encode_images(blank), getattr(self.model, "image_newline", None)]
+        return torch.cat([part.reshape(-1, self.config.hidden_size)[:0] for part in parts if part is not None])
+
     def _span_ids(
         self, images: Images, features: list[torch.Tensor], sizes: Sequence[Sequence[int]] | None
     ) -> list[torch.Tensor]:
@@ -175,6 +191,8 @@ class LlavaMetaForCausalLM:
             features = self.encode_images(images, image_sizes)
             pictures = zip(features, self._span_ids(images, features, image_sizes), strict=True)
         rows = [self._merge_row(*row, pictures) for row in zip(ids, places, texts, strict=True)]
+        if not given and self.learns_to_see():
+            rows[0].embeds = torch.cat([rows[0].embeds, self._no_tokens().to(rows[0].embeds)])
         side = padding_side or getattr(self.config, "tokenizer_padding_side", "right")
         return self._collate(rows, past, labels is not None, side)
 
