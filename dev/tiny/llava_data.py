@@ -38,9 +38,7 @@ def caption(scene: Scene) -> str:
 
 
 def talk(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
-    return [
-        {"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)
-    ]
+    return [{"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)]
 
 
 def drawn_scene(rng: random.Random) -> Scene:

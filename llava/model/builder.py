@@ -148,8 +148,9 @@ def load_weights(folder: str, config: Any, dtype: torch.dtype, partial: bool, op
 
     Raises ValueError for other weights that are missing, unknown or of another shape.
     """
-    names = weight_names(folder)
-    if any(name.startswith(TOWER_PREFIX) for name in names) and getattr(config, "mm_vision_config", None) is None:
+    if not any(name.startswith(TOWER_PREFIX) for name in weight_names(folder)):
+        config.mm_vision_config = None  # the tower is read from its own folder
+    elif getattr(config, "mm_vision_config", None) is None:
         tower = resolve_tower(config.mm_vision_tower, folder)
         config.mm_vision_config = CLIPVisionConfig.from_pretrained(tower).to_dict()
     model, info = LANGUAGE_MODELS[config.model_type].from_pretrained(

@@ -149,7 +149,7 @@ def translate(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def for_this_machine(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(the command line, what was changed): without a GPU, transformers refuses --tf32 and has to be told of the CPU."""
+    """(the command line, what was changed). Without a GPU transformers refuses --tf32 and has to be told of the CPU."""
     if torch.cuda.is_available():
         return list(words), []
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -196,7 +196,9 @@ def _check(arguments: Arguments) -> None:
             "does: they are supported in evaluation alone, set them to False"
         )
     if model.tune_mm_mlp_adapter and (training.lora_enable or training.freeze_mm_mlp_adapter):
-        raise UserError("--tune_mm_mlp_adapter trains the projector alone: leave out --lora_enable, --freeze_mm_mlp_adapter")
+        raise UserError(
+            "--tune_mm_mlp_adapter trains the projector alone: leave out --lora_enable, --freeze_mm_mlp_adapter"
+        )
     _check_lora(training)
     _check_packages(training)
 
@@ -222,7 +224,9 @@ def _check_packages(training: TrainingArguments) -> None:
     for name in training.report_to or []:
         package = {"tensorboard": "tensorboard", "wandb": "wandb"}.get(name)
         if package and importlib.util.find_spec(package) is None:
-            raise UserError(f"--report_to {name} needs the package {package}: pip install {package}, or --report_to none")
+            raise UserError(
+                f"--report_to {name} needs the package {package}: pip install {package}, or --report_to none"
+            )
     if training.deepspeed and _zero_stage(training) == 3 and training.use_cpu:
         raise UserError(
             f"--deepspeed {training.deepspeed}: ZeRO-3 of a LLaVA does not run on CPUs: use scripts/zero2.json"

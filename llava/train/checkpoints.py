@@ -1,7 +1,7 @@
 """What a checkpoint folder holds, in LLaVA's files; the same in every checkpoint-N and at the end.
 
 Stage 1: mm_projector.bin and config.json. LoRA: peft's adapter, config.json, and non_lora_trainables.bin with whatever
-else was trained. Otherwise the whole model, with the vision tower in it and its settings in a folder beside the weights.
+else was trained. Otherwise the whole model, its vision tower among the weights and the tower's settings in a folder.
 `llava.model.builder.load_pretrained_model` loads all of them; the first two on their base.
 """
 
@@ -14,7 +14,6 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.trainer import TRAINER_STATE_NAME

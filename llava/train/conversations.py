@@ -128,7 +128,7 @@ def check_tokenizer(tokenizer: Any, template: Conversation, version: str) -> Non
     ids = tokenizer(marker, add_special_tokens=False).input_ids
     if special and (len(ids) != 1 or ids[0] == tokenizer.unk_token_id):
         raise ValueError(
-            f"--version {version} ends every answer with {marker!r}, which this tokenizer splits into {len(ids)} tokens: "
+            f"--version {version} ends every answer with {marker!r}, which this tokenizer splits into {len(ids)}: "
             "choose the template that the language model was trained with"
         )
 

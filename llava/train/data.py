@@ -43,7 +43,7 @@ class Encoder:
         return [self.folder / name for name in ([names] if isinstance(names, str) else names)]
 
     def __call__(self, row: dict[str, Any], name: str) -> dict[str, Any]:
-        """One sample: input_ids, labels LongTensor [S], images [3, H, W] or [tiles, 3, H, W] each, (width, height) each.
+        """One sample: input_ids, labels LongTensor [S]; of each image [3, H, W] or [tiles, 3, H, W], (width, height).
 
         Raises BadSample naming the row.
         """

@@ -1,4 +1,4 @@
-"""Visual tokens dropped while a LLaVA learns: any strategy of `dart`, with a budget that may change from step to step."""
+"""Visual tokens dropped while a LLaVA learns: any strategy of `dart`, its budget drawn anew for every step."""
 
 from __future__ import annotations
 

@@ -34,9 +34,7 @@ def shuffled(items: Sequence[int], generator: torch.Generator) -> list[int]:
     return [items[k] for k in torch.randperm(len(items), generator=generator).tolist()]
 
 
-def by_modality_and_length(
-    lengths: Sequence[int], batch: int, batches: int, generator: torch.Generator
-) -> list[int]:
+def by_modality_and_length(lengths: Sequence[int], batch: int, batches: int, generator: torch.Generator) -> list[int]:
     """LLaVA's order: steps of one modality each, of similar lengths, with equal work for every process.
 
     lengths: words of each sample, negative for text alone; batch: samples of one process in one forward; batches:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoTokenizer, BitsAndBytesConfig, CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from dart.utils import UserError
@@ -63,18 +63,27 @@ def load_learner(arguments: Arguments) -> Learner:
     model_args, training = arguments.model, arguments.training
     folder, projector_file = checked_folder(str(model_args.model_name_or_path)), model_args.pretrain_mm_mlp_adapter
     if projector_file and not os.path.isfile(projector_file):
-        raise UserError(f"--pretrain_mm_mlp_adapter {projector_file} does not exist: expected stage 1's mm_projector.bin")
+        raise UserError(
+            f"--pretrain_mm_mlp_adapter {projector_file} does not exist: expected stage 1's mm_projector.bin"
+        )
     check_tokenizer(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config, new_projector = training_config(folder, arguments)
     tower_path = resolve_tower(config.mm_vision_tower, folder)
     processor = CLIPImageProcessorPil.from_pretrained(tower_path)
+    width = CLIPVisionConfig.from_pretrained(tower_path).hidden_size
+    if not new_projector and config.mm_hidden_size != width:
+        raise UserError(
+            f"--vision_tower {config.mm_vision_tower} has features of {width} numbers, the projector of {folder} "
+            f"takes {config.mm_hidden_size}"
+        )
+    config.mm_hidden_size = width
     dtype, options = _dtype(model_args, training), _options(model_args, training)
     llava = load_weights(folder, config, dtype, partial=new_projector, options=options)
     load_tower(llava, tower_path, dtype)
     if new_projector:
         # As LLaVA: torch's own start, not the language model's.
-        llava.model.mm_projector = build_vision_projector(_seeing(config, llava)).to(dtype)
+        llava.model.mm_projector = build_vision_projector(config).to(dtype)
     if projector_file:
         load_extra(llava, projector_file)
     llava.config.use_cache = False
@@ -142,11 +151,6 @@ def _set_vision(config: Any, folder: str, model_args: ModelArguments) -> None:
         setattr(config, name, VISION_DEFAULTS[name] if value is None and own is None else value or own)
     if config.mm_vision_tower is None:
         raise UserError(f"--vision_tower is missing: {folder} is a language model without one")
-
-
-def _seeing(config: Any, llava: Any) -> Any:
-    config.mm_hidden_size = llava.get_vision_tower().tower.config.hidden_size
-    return config
 
 
 def _dtype(model_args: ModelArguments, training: TrainingArguments) -> torch.dtype:

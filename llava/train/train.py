@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from dart.utils import UserError, exits_cleanly
+from dart.utils import exits_cleanly
 from llava.conversation import get_template
 from llava.train.arguments import Arguments, parse
 from llava.train.checkpoints import check_saving, to_resume

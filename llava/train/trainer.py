@@ -38,7 +38,9 @@ class LlavaTrainer(Trainer):
     were replaced so far, on this process.
     """
 
-    def __init__(self, learner: Learner, args: Any, dataset: Conversations, figures: Figures | None = None, **more: Any):
+    def __init__(
+        self, learner: Learner, args: Any, dataset: Conversations, figures: Figures | None = None, **more: Any
+    ):
         self.learner, self.figures = learner, figures
         self.skipped: set[str] = set()
         super().__init__(

@@ -77,8 +77,8 @@ class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
 
         With a cache (under either name), input_ids are the new tokens and attention_mask (if any) covers cached and
         new ones. The logits are [B, S', V]: S' counts visual tokens, after pruning only the kept ones. Raises
-        ValueError for placeholders without images. num_items_in_batch: by what the loss is divided instead of the number of
-        labels, as transformers' Trainer asks.
+        ValueError for placeholders without images. num_items_in_batch: what the loss is divided by instead of the
+        number of labels, as transformers' Trainer asks.
         """
         items = kwargs.pop("num_items_in_batch", None)
         if inputs_embeds is None and input_ids is not None:
