@@ -190,9 +190,11 @@ class LlavaMetaForCausalLM:
         if images is not None and given:
             features = self.encode_images(images, image_sizes)
             pictures = zip(features, self._span_ids(images, features, image_sizes), strict=True)
+        # Before the text is looked up, as pictures are: ZeRO adds gradients up in the order in which they appear.
+        nothing = self._no_tokens() if not given and self.learns_to_see() else None
         rows = [self._merge_row(*row, pictures) for row in zip(ids, places, texts, strict=True)]
-        if not given and self.learns_to_see():
-            rows[0].embeds = torch.cat([rows[0].embeds, self._no_tokens().to(rows[0].embeds)])
+        if nothing is not None:
+            rows[0].embeds = torch.cat([rows[0].embeds, nothing.to(rows[0].embeds)])
         side = padding_side or getattr(self.config, "tokenizer_padding_side", "right")
         return self._collate(rows, past, labels is not None, side)
 

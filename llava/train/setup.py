@@ -84,6 +84,8 @@ def load_learner(arguments: Arguments) -> Learner:
     if new_projector:
         # As LLaVA: torch's own start, not the language model's.
         llava.model.mm_projector = build_vision_projector(config).to(dtype)
+        if hasattr(llava.model, "image_newline"):
+            nn.init.normal_(llava.model.image_newline, std=config.hidden_size**-0.5)
     if projector_file:
         load_extra(llava, projector_file)
     llava.config.use_cache = False
