@@ -508,6 +508,29 @@ def test_gradients_with_pruning_are_exact_and_text_alone_reaches_the_projector(b
     assert all(bool((value == 0).all()) for name, value in found.items() if "mm_projector" in name)
 
 
+def test_gradients_of_pictures_and_of_text_arrive_in_one_order(base, data, tmp_path):
+    """ZeRO adds up across processes whatever gradient comes next: with two orders it would mix parameters up."""
+    arguments = arguments_of(base, data, tmp_path, "--mm_vision_tower_lr", "1e-3")
+    learner = load_learner(arguments)
+    dataset, model = train.dataset_of(arguments, learner), learner.llava.train()
+    samples = [dataset[k] for k in range(len(dataset))]
+    orders = []
+    for batch in ([s for s in samples if s["images"]][:2], [s for s in samples if not s["images"]][:2]):
+        arrived: list[str] = []
+        hooks = [
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        ]
+        inputs = collate(batch)
+        inputs.pop("skipped")
+        model(**inputs).loss.backward()
+        orders.append(arrived)
+        for hook in hooks:
+            hook.remove()
+    assert orders[0] == orders[1] and set(orders[0]) == learned_names(learner)
+
+
 # Pictures.
 
 
