@@ -396,6 +396,7 @@ def test_interrupted_and_resumed_equals_undisturbed(base, data, tmp_path, stage)
     (tmp_path / "parts" / "checkpoint-5").mkdir()
     resumed = train.train(arguments("parts"))
     assert len(losses_of(whole)) == STEPS and losses_of(resumed) == losses_of(whole)
+    assert losses_of(train.train(arguments("parts"))) == losses_of(whole)  # a finished run has no more steps
     for (name, one), (_, two) in zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True):
         assert torch.equal(one, two), name
     budgets = [entry["visual_tokens_kept"] for entry in whole.state.log_history if "visual_tokens_kept" in entry]
@@ -518,7 +519,7 @@ def test_gradients_of_pictures_and_of_text_arrive_in_one_order(base, data, tmp_p
     for batch in ([s for s in samples if s["images"]][:2], [s for s in samples if not s["images"]][:2]):
         arrived: list[str] = []
         hooks = [
-            parameter.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name, arrived=arrived: arrived.append(name))
             for name, parameter in model.named_parameters()
             if parameter.requires_grad
         ]

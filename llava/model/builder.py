@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -199,9 +201,20 @@ def load_extra(model: Any, file: str) -> None:
     own = {
         name if name.startswith(("model.", "lm_head")) else f"model.{name}": tensor for name, tensor in names.items()
     }
-    unexpected = model.load_state_dict(own, strict=False).unexpected_keys
+    with _whole(parameter for name, parameter in model.named_parameters() if name in own):
+        unexpected = model.load_state_dict(own, strict=False).unexpected_keys
     if unexpected:
         raise ValueError(f"{file} has unknown weights: {', '.join(unexpected[:3])}")
+
+
+def _whole(parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[Any]:
+    """Parameters that DeepSpeed's ZeRO-3 has divided among processes are whole inside, and divided anew after."""
+    divided = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not divided:
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    return GatheredParameters(divided, modifier_rank=0)
 
 
 def _load_tokenizer(folder: str, model: Any) -> Any:

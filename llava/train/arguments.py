@@ -227,10 +227,6 @@ def _check_packages(training: TrainingArguments) -> None:
             raise UserError(
                 f"--report_to {name} needs the package {package}: pip install {package}, or --report_to none"
             )
-    if training.deepspeed and _zero_stage(training) == 3 and training.use_cpu:
-        raise UserError(
-            f"--deepspeed {training.deepspeed}: ZeRO-3 of a LLaVA does not run on CPUs: use scripts/zero2.json"
-        )
 
 
 def _zero_stage(training: TrainingArguments) -> int:

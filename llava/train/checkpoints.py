@@ -22,7 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from dart.utils import UserError, one_line, replacing
 from llava.files import read_json
 from llava.model.builder import NON_LORA_FILE, PROJECTOR_FILE, load_extra
-from llava.train.setup import ADAPTER, PROJECTOR, Learner
+from llava.train.setup import ADAPTER, PROJECTOR, Learner, size_of
 
 LORA_KEY = "lora_"
 PROJECTOR_KEYS = ("mm_projector", "image_newline")
@@ -140,5 +140,5 @@ def checkpoint_bytes(learner: Learner, keeps_optimizer: bool) -> int:
     """How large a checkpoint is, from the parameters."""
     trained = [parameter for parameter in learner.model.parameters() if parameter.requires_grad]
     parts = trained if learner.saved in (PROJECTOR, ADAPTER) else learner.model.parameters()
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in parts)
-    return weights + keeps_optimizer * BYTES_OF_ADAM * sum(parameter.numel() for parameter in trained)
+    weights = sum(size_of(parameter) * parameter.element_size() for parameter in parts)
+    return weights + keeps_optimizer * BYTES_OF_ADAM * sum(map(size_of, trained))

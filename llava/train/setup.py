@@ -229,6 +229,11 @@ def keep_trained_in_float32(model: nn.Module) -> None:
             parameter.data = parameter.data.float()
 
 
+def size_of(parameter: nn.Parameter) -> int:
+    """Numbers in a parameter, also in one of which ZeRO-3 keeps a part here."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
 def saved_part(model: Any, llava: Any, training: TrainingArguments) -> str:
     """What a checkpoint must hold to have all that was trained."""
     if training.lora_enable:

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from dart.utils import exits_cleanly
+from dart.utils import exits_cleanly, needed
 from llava.conversation import get_template
 from llava.train.arguments import Arguments, parse
 from llava.train.checkpoints import check_saving, to_resume
 from llava.train.conversations import check_tokenizer
 from llava.train.data import Conversations, Encoder
 from llava.train.pruning import PruningCallback, pruning_config
-from llava.train.setup import Learner, load_learner
+from llava.train.setup import Learner, load_learner, size_of
 from llava.train.trainer import LlavaTrainer
 
 
@@ -67,11 +67,14 @@ def train(arguments: Arguments, trainer_class: type[LlavaTrainer] = LlavaTrainer
         say("flags: " + "; ".join(arguments.notes))
     pruning = pruning_config(arguments.pruning)
     checkpoint = to_resume(str(training.output_dir), training.resume_from_checkpoint, training.overwrite_output_dir)
+    if training.deepspeed and training.use_cpu:
+        # transformers does it on GPUs alone, and ZeRO-3 divides weights already while they are read.
+        needed("deepspeed", "train").init_distributed(dist_backend="gloo")
     set_seed(training.seed)
     learner = load_learner(arguments)
     dataset = dataset_of(arguments, learner)
     say(*check_saving(learner, str(training.output_dir), not training.save_only_model))
-    trained = sum(parameter.numel() for parameter in learner.model.parameters() if parameter.requires_grad)
+    trained = sum(size_of(parameter) for parameter in learner.model.parameters() if parameter.requires_grad)
     say(f"{len(dataset)} samples, {len(dataset.left_out)} left out without their pictures; {trained:,} weights learn")
     callback = None if pruning is None else PruningCallback(learner.model, *pruning)
     trainer = trainer_class(

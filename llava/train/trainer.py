@@ -75,6 +75,11 @@ class LlavaTrainer(Trainer):
         self.skipped.update(inputs.pop("skipped", ()))
         return inputs
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # transformers takes one step more when a run that has reached its last step is started again.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **kwargs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         more = self.figures() if self.figures is not None and "loss" in logs else {}
         super().log({**logs, **more}, *args, **kwargs)

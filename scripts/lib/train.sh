@@ -58,7 +58,7 @@ run_training() {
 
     local count=${NPROC:-$((gpus > 0 ? gpus : 2))} zero=${DEEPSPEED:-} how
     if [ -z "$zero" ]; then
-        if [ "$gpus" = 0 ]; then stage=2; fi # ZeRO-3 of a LLaVA does not run on a CPU
+        if [ "$gpus" = 0 ]; then stage=2; fi # what ZeRO-3 saves in memory costs time
         zero="$ROOT/scripts/zero$stage.json"
         if [ "$deepspeed" = 0 ]; then
             zero=none how="DDP: the package deepspeed is not installed"
