@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,9 @@ from llava.train.setup import load_learner
 from llava.train.trainer import parameter_groups
 
 CKPT = Path(__file__).parent / "golden" / "ckpt"
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(ROOT.glob("scripts/v1_?/*.sh"))
+LIMIT_SECONDS = 300
 SIDE, PATCHES = 84, 36
 STEPS = 6
 COLORS = ("red", "green", "blue", "gray")
@@ -626,3 +632,70 @@ def test_budgets_depend_on_the_seed_and_the_step_alone():
     assert min(budgets) >= 64 and max(budgets) <= 192 and len(set(budgets)) > 25
     assert budgets != [drawn(range(64, 193), 1, step) for step in range(50)]
     assert drawn(range(128, 129), 0, 7) == 128
+
+
+# The scripts.
+
+
+def script(path: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    ours = ("MODEL", "DATA_PATH", "IMAGE_FOLDER", "OUT", "NPROC", "DEEPSPEED", "PROJECTOR", "VISION_TOWER")
+    env = (
+        {key: value for key, value in os.environ.items() if key not in ours} | {"PYTHON": sys.executable} | environment
+    )
+    command = ["bash", str(path), *flags]
+    return subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+
+
+@pytest.fixture(scope="module")
+def stub(tmp_path_factory) -> str:
+    """An interpreter that prints its arguments, and zero for what a script asks of the machine."""
+    path = tmp_path_factory.mktemp("bin") / "python"
+    path.write_text(f"""#!{sys.executable}
+import json, sys
+print(0 if sys.argv[1] == "-c" else json.dumps(sys.argv[1:]))
+""")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_the_flags_of_every_script_are_llavas(path, stub, tmp_path):
+    place = {"DATA_PATH": "data.json", "IMAGE_FOLDER": "images", "OUT": str(tmp_path), "NPROC": "1", "PYTHON": stub}
+    result = script(path, "--learning_rate", "0.5", MODEL="llm", PROJECTOR="mm_projector.bin", **place)
+    assert result.returncode == 0, result.stderr
+    *said, words = result.stdout.splitlines()
+    module, words = json.loads(words)[1], json.loads(words)[2:]
+    arguments = parse(words)
+    assert module == "llava.train.train_mem" and said == ["no GPU: on the CPU in 1 process(es)"]
+    assert arguments.model.model_name_or_path == "llm" and arguments.training.learning_rate == 0.5
+    assert arguments.model.version == ("plain" if path.stem == "pretrain" else "v1")
+    assert arguments.model.tune_mm_mlp_adapter == (path.stem == "pretrain")
+    assert arguments.training.lora_enable == path.stem.endswith("lora")
+    assert arguments.training.warmup_steps == 0.03 and arguments.training.bf16
+
+
+def test_a_script_says_what_it_trains_first(stub, tmp_path):
+    result = script(ROOT / "scripts/v1_5/pretrain.sh", PYTHON=stub, OUT=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    first, second, third, *_, words = result.stdout.splitlines()
+    assert "playground/models/llava-tiny" in first and "playground/data/eval/llava-tiny-train" in second
+    assert third == "no GPU: on the CPU in 2 process(es), DDP: the package deepspeed is not installed"
+    assert json.loads(words)[:4] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    missing = script(ROOT / "scripts/v1_5/finetune.sh", PYTHON=stub, MODEL="llm")
+    assert missing.returncode == 2 and missing.stderr.startswith("error: DATA_PATH is not set")
+
+
+def test_two_processes_equal_one(base, data, tmp_path):
+    """Pictures on one of them and text on the other, too; through a script."""
+    more = ("--max_steps", "3", "--save_steps", "3", "--bf16", "False", "--dataloader_num_workers", "0")
+    place = {"MODEL": str(base), "DATA_PATH": str(data / "data.json"), "IMAGE_FOLDER": str(data), "DEEPSPEED": "none"}
+    flags = (*more, "--image_aspect_ratio", "square", "--group_by_modality_length", "False")
+    place |= {"NPROC": "2", "OUT": str(tmp_path / "two")}
+    two = script(ROOT / "scripts/v1_5/finetune.sh", *flags, "--per_device_train_batch_size", "1", **place)
+    assert two.returncode == 0, two.stderr
+    recipe = ("--learning_rate", "2e-5", "--lr_scheduler_type", "cosine")
+    one = train.train(arguments_of(base, data, tmp_path / "one", *flags, *recipe))
+    state = json.loads((tmp_path / "two" / "trainer_state.json").read_text())
+    got = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert got == pytest.approx(losses_of(one), rel=1e-5)
+    assert json.loads(two.stdout.splitlines()[-1])["steps"] == 3

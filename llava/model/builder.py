@@ -212,9 +212,9 @@ def _whole(parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[A
     divided = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not divided:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    return GatheredParameters(divided, modifier_rank=0)
+    return deepspeed.zero.GatheredParameters(divided, modifier_rank=0)
 
 
 def _load_tokenizer(folder: str, model: Any) -> Any:

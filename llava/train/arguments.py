@@ -199,6 +199,11 @@ def _check(arguments: Arguments) -> None:
         raise UserError(
             "--tune_mm_mlp_adapter trains the projector alone: leave out --lora_enable, --freeze_mm_mlp_adapter"
         )
+    if arguments.pruning.strategy and training.deepspeed and _zero_stage(training) == 3:
+        raise UserError(
+            f"--strategy {arguments.pruning.strategy} cannot run under ZeRO-3: a process whose batch is text would not "
+            "fetch the weights that the others choose tokens with: use scripts/zero2.json"
+        )
     _check_lora(training)
     _check_packages(training)
 

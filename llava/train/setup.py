@@ -90,8 +90,7 @@ def load_learner(arguments: Arguments) -> Learner:
         load_extra(llava, projector_file)
     llava.config.use_cache = False
     model = freeze(llava, model_args, training)
-    if not training.deepspeed:
-        keep_trained_in_float32(model)
+    set_trained_dtype(model, dtype if training.deepspeed else torch.float32)
     return Learner(model, llava, tokenizer, processor, saved_part(model, llava, training))
 
 
@@ -222,11 +221,15 @@ def add_lora(llava: Any, training: TrainingArguments) -> Any:
     return get_peft_model(llava, lora)
 
 
-def keep_trained_in_float32(model: nn.Module) -> None:
-    """Steps of an optimizer are smaller than what half precision resolves; autocast computes in it all the same."""
+def set_trained_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Bring all that learns to one dtype, which ZeRO wants (peft's adapters are in float32 from the start).
+
+    Without DeepSpeed it is float32: steps of an optimizer are smaller than what half precision resolves, and autocast
+    computes in it all the same.
+    """
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
 
 
 def size_of(parameter: nn.Parameter) -> int:

@@ -60,10 +60,10 @@ run_training() {
     if [ -z "$zero" ]; then
         if [ "$gpus" = 0 ]; then stage=2; fi # what ZeRO-3 saves in memory costs time
         zero="$ROOT/scripts/zero$stage.json"
-        if [ "$deepspeed" = 0 ]; then
-            zero=none how="DDP: the package deepspeed is not installed"
-        elif [ "$count" = 1 ] && [ "$gpus" = 0 ]; then
+        if [ "$count" = 1 ] && [ "$gpus" = 0 ]; then
             zero=none
+        elif [ "$deepspeed" = 0 ]; then
+            zero=none how="DDP: the package deepspeed is not installed"
         elif [ "$gpus" = 0 ] && ! { command -v g++ && command -v ninja; } >/dev/null; then
             zero=none how="DDP: on a CPU DeepSpeed compiles its communication and needs g++ and ninja"
         fi
@@ -76,7 +76,7 @@ run_training() {
 
     local launch=()
     if [ "$count" -gt 1 ] || [ "$zero" != none ]; then
-        launch=(-m torch.distributed.run --nproc_per_node "$count" --master_port "${MASTER_PORT:-29500}")
+        launch=(-m torch.distributed.run --standalone --nproc_per_node "$count")
     fi
     if [ "$gpus" = 0 ]; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}; fi
     "$PYTHON" "${launch[@]}" -m llava.train.train_mem --model_name_or_path "$model" --data_path "$data" \
