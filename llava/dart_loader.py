@@ -35,13 +35,14 @@ class OriginalLlava:
             path, device=device, torch_dtype=dtype, attn_implementation=attention
         )
         self.conversation = conversation
-        tower = self.model.get_vision_tower().tower.config
-        self.tile_px, self.side = tower.image_size, tower.image_size // tower.patch_size
+        self.tower = self.model.get_vision_tower().tower.config
+        self.side = self.tower.image_size // self.tower.patch_size
         self.class_first = getattr(self.model.config, "mm_vision_select_feature", "patch") == "cls_patch"
 
     def prompt(self, messages: list[dict[str, Any]], images: list[Image.Image], videos: list[Video]) -> Prompt:
         """The prompt of one user turn. Raises UserError for videos, which these models do not take."""
         from llava.eval.engine.prompts import build_prompt, collate, encode
+        from llava.model.anyres import picture_tokens
 
         config = self.model.config
         if videos:
@@ -62,21 +63,11 @@ class OriginalLlava:
             "images": [place(each) for each in pixels] if isinstance(pixels, list) else place(pixels),
             "image_sizes": batch.sizes,
         }
-        counts = [self._tokens(each, size) for each, size in zip(pixels, batch.sizes, strict=True)]
+        pairs = zip(pixels, batch.sizes, strict=True)
+        counts = [picture_tokens(each, size, config, self.tower) for each, size in pairs]
         return Prompt(
             inputs, 0, _positions(batch.ids[0].tolist(), counts), partial(self._views, images, counts, pixels)
         )
-
-    def _tokens(self, pixels: torch.Tensor, size: tuple[int, int]) -> int:
-        """Visual tokens of an image of `size` (width, height) that is given as `pixels`, tiles first if it has some."""
-        from llava.model.anyres import view_ids
-
-        patches = self.side**2 + self.class_first
-        merge = getattr(self.model.config, "mm_patch_merge_type", "flat")
-        if pixels.ndim == 3 or merge == "flat":
-            return patches * (1 if pixels.ndim == 3 else len(pixels))
-        pinpoints, unpads = self.model.config.image_grid_pinpoints, "unpad" in merge
-        return len(view_ids(len(pixels), patches, size, pinpoints, self.tile_px, unpads))
 
     def _views(self, images: list[Image.Image], counts: list[int], pixels: Any) -> list[View]:
         mean, std = self.processor.image_mean, self.processor.image_std

@@ -114,3 +114,16 @@ def view_ids(
     numbers = torch.arange(1.0, views + 1)[:, None, None].expand(views, patches, 1)
     merged = merge_tiles(numbers, size, pinpoints, tile_side, torch.zeros(1) if unpad_rows else None)[:, 0].long()
     return torch.where(merged > 0, merged, merged.roll(1))
+
+
+def picture_tokens(pixels: torch.Tensor, size: tuple[int, int], config: Any, tower: Any) -> int:
+    """Visual tokens of an image of `size` (width, height) that is given as `pixels` [3, H, W] or [tiles, 3, H, W].
+
+    config: the LLaVA checkpoint's; tower: CLIP's vision config.
+    """
+    class_first = getattr(config, "mm_vision_select_feature", "patch") == "cls_patch"
+    patches = (tower.image_size // tower.patch_size) ** 2 + class_first
+    merge = getattr(config, "mm_patch_merge_type", "flat")
+    if pixels.ndim == 3 or merge == "flat":
+        return patches * (1 if pixels.ndim == 3 else len(pixels))
+    return len(view_ids(len(pixels), patches, size, config.image_grid_pinpoints, tower.image_size, "unpad" in merge))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ LANGUAGE_MODELS: dict[str, Any] = {
     each.config_class.model_type: each
     for each in (LlavaLlamaForCausalLM, LlavaMistralForCausalLM, LlavaQwenForCausalLM)
 }
+ADDED_PARTS = ("mm_projector", "image_newline")  # what LLaVA adds to a language model, the tower aside
 HF_TYPES = ("llava", "llava_next")
 
 
@@ -52,22 +55,22 @@ def load_pretrained_model(
     """
     device = device if isinstance(device, torch.device) else device_of(device)
     dtype = _dtype(torch_dtype if torch_dtype is not None else kwargs.pop("dtype", None), device)
-    folder = _checked_folder(model_path)
-    base = _checked_folder(model_base) if model_base else folder
+    folder = checked_folder(model_path)
+    base = checked_folder(model_base) if model_base else folder
     _check_lora(folder, model_base)
-    _check_tokenizer(base)
+    check_tokenizer(base)
     config = _config(folder)
     if getattr(config, "mm_vision_tower", None) is None:
         raise ValueError(f"{model_path}/config.json has no mm_vision_tower: expected an original LLaVA checkpoint")
     placement = _placement(device, device_map, load_8bit, load_4bit, dtype)
     options = {"attn_implementation": attn_implementation, **placement, **kwargs}
-    model = _load_model(base, config, dtype, partial=base != folder, options=options)
+    tower_path = resolve_tower(config.mm_vision_tower, folder, base)
+    model = load_weights(base, config, dtype, partial=base != folder, options=options)
+    load_tower(model, tower_path, dtype)
     if base != folder:
         model = _apply_trained_part(model, folder)
     if not placement:
         model.to(device)
-    tower_path = resolve_tower(config.mm_vision_tower, folder)
-    _load_tower(model, tower_path, dtype)
     tokenizer = _load_tokenizer(base, model)
     image_processor = CLIPImageProcessorPil.from_pretrained(tower_path)
     model.eval()
@@ -76,7 +79,7 @@ def load_pretrained_model(
     return tokenizer, model, image_processor, getattr(config, "max_sequence_length", DEFAULT_CONTEXT)
 
 
-def _check_tokenizer(folder: str) -> None:
+def check_tokenizer(folder: str) -> None:
     """Without its files AutoTokenizer makes up an empty vocabulary, and every question is lost."""
     if not any(os.path.isfile(os.path.join(folder, name)) for name in TOKENIZER_FILES):
         raise FileNotFoundError(f"{folder} has no tokenizer: expected one of {', '.join(TOKENIZER_FILES)}")
@@ -109,7 +112,7 @@ def _dtype(value: torch.dtype | str | None, device: torch.device) -> torch.dtype
     return dtype_of(value) if isinstance(value, str) else value
 
 
-def _checked_folder(path: str) -> str:
+def checked_folder(path: str) -> str:
     folder = checkpoint_folder(path)
     if not os.path.isfile(os.path.join(folder, "config.json")):
         raise FileNotFoundError(f"{folder} has no config.json: expected a LLaVA checkpoint folder")
@@ -142,15 +145,20 @@ def _placement(device: torch.device, device_map: Any, eight: bool, four: bool, d
     return {"device_map": {"": device} if device_map in (None, "auto") else device_map, **quantization}
 
 
-def _load_model(folder: str, config: Any, dtype: torch.dtype, partial: bool, options: dict) -> Any:
-    names = weight_names(folder)
-    if any(name.startswith(TOWER_PREFIX) for name in names) and getattr(config, "mm_vision_config", None) is None:
+def load_weights(folder: str, config: Any, dtype: torch.dtype, partial: bool, options: dict) -> Any:
+    """The model of `config` with the weights in `folder`; partial: the projector may be missing.
+
+    Raises ValueError for other weights that are missing, unknown or of another shape.
+    """
+    if not any(name.startswith(TOWER_PREFIX) for name in weight_names(folder)):
+        config.mm_vision_config = None  # the tower is read from its own folder
+    elif getattr(config, "mm_vision_config", None) is None:
         tower = resolve_tower(config.mm_vision_tower, folder)
         config.mm_vision_config = CLIPVisionConfig.from_pretrained(tower).to_dict()
     model, info = LANGUAGE_MODELS[config.model_type].from_pretrained(
         folder, config=config, dtype=dtype, output_loading_info=True, **options
     )
-    missing = {name for name in info["missing_keys"] if not (partial and "mm_projector" in name)}
+    missing = {name for name in info["missing_keys"] if not (partial and any(part in name for part in ADDED_PARTS))}
     for what, wrong in (
         ("lacks", missing),
         ("has unknown", info["unexpected_keys"]),
@@ -163,7 +171,7 @@ def _load_model(folder: str, config: Any, dtype: torch.dtype, partial: bool, opt
     return model
 
 
-def _load_tower(model: Any, path: str, dtype: torch.dtype) -> None:
+def load_tower(model: Any, path: str, dtype: torch.dtype) -> None:
     """Read the tower unless the checkpoint brought its own; its geometry goes into the config, for saving."""
     tower = model.get_vision_tower()
     if tower is None or tower.is_loaded:
@@ -178,13 +186,14 @@ def _apply_trained_part(model: Any, folder: str) -> Any:
     if os.path.isfile(os.path.join(folder, ADAPTER_FILE)):
         from peft import PeftModel
 
-        _load_extra(model, os.path.join(folder, NON_LORA_FILE))
+        load_extra(model, os.path.join(folder, NON_LORA_FILE))
         return PeftModel.from_pretrained(model, folder).merge_and_unload()
-    _load_extra(model, os.path.join(folder, PROJECTOR_FILE))
+    load_extra(model, os.path.join(folder, PROJECTOR_FILE))
     return model
 
 
-def _load_extra(model: Any, file: str) -> None:
+def load_extra(model: Any, file: str) -> None:
+    """Read the tensors of a `mm_projector.bin` or `non_lora_trainables.bin` into the model, whatever their prefix."""
     if not os.path.isfile(file):
         raise FileNotFoundError(f"{file} does not exist: a checkpoint with a model base needs it")
     tensors = torch.load(file, map_location="cpu", weights_only=True)
@@ -192,9 +201,20 @@ def _load_extra(model: Any, file: str) -> None:
     own = {
         name if name.startswith(("model.", "lm_head")) else f"model.{name}": tensor for name, tensor in names.items()
     }
-    unexpected = model.load_state_dict(own, strict=False).unexpected_keys
+    with _whole(parameter for name, parameter in model.named_parameters() if name in own):
+        unexpected = model.load_state_dict(own, strict=False).unexpected_keys
     if unexpected:
         raise ValueError(f"{file} has unknown weights: {', '.join(unexpected[:3])}")
+
+
+def _whole(parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[Any]:
+    """Parameters that DeepSpeed's ZeRO-3 has divided among processes are whole inside, and divided anew after."""
+    divided = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not divided:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(divided, modifier_rank=0)
 
 
 def _load_tokenizer(folder: str, model: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,22 @@ class LlavaMetaForCausalLM:
             self._one_picture(f, t, n, image_sizes) for n, (f, t) in enumerate(zip(per_picture, tiled, strict=True))
         ]
 
+    def learns_to_see(self) -> bool:
+        """Is this a training step that must reach the vision modules, also from a batch without pictures?
+
+        Several processes add up their gradients: one whose batch is text alone has to bring zeros, or the others wait.
+        """
+        seeing = [getattr(self.model, name, None) for name in ("mm_projector", "vision_tower")]
+        parts = [part for module in seeing if module is not None for part in module.parameters()]
+        return self.training and torch.is_grad_enabled() and any(part.requires_grad for part in parts)
+
+    def _no_tokens(self) -> torch.Tensor:
+        """[0, D]: nothing of a blank picture, with the vision modules in its history."""
+        side = self.model.vision_tower.tower.config.image_size
+        blank = self.model.embed_tokens.weight.new_zeros(1, 3, side, side)
+        parts = [*self.encode_images(blank), getattr(self.model, "image_newline", None)]
+        return torch.cat([part.reshape(-1, self.config.hidden_size)[:0] for part in parts if part is not None])
+
     def _span_ids(
         self, images: Images, features: list[torch.Tensor], sizes: Sequence[Sequence[int]] | None
     ) -> list[torch.Tensor]:
@@ -174,12 +190,31 @@ class LlavaMetaForCausalLM:
         if images is not None and given:
             features = self.encode_images(images, image_sizes)
             pictures = zip(features, self._span_ids(images, features, image_sizes), strict=True)
-        rows = [self._merge_row(*row, pictures) for row in zip(ids, places, texts, strict=True)]
+        # Before the text is looked up, as pictures are: ZeRO adds gradients up in the order in which they appear.
+        nothing = self._no_tokens() if not given and self.learns_to_see() else None
+        words = self._embed(ids, places)
+        rows = [self._merge_row(*row, pictures, words) for row in zip(ids, places, texts, strict=True)]
+        if nothing is not None:
+            rows[0].embeds = torch.cat([rows[0].embeds, nothing.to(rows[0].embeds)])
         side = padding_side or getattr(self.config, "tokenizer_padding_side", "right")
         return self._collate(rows, past, labels is not None, side)
 
-    def _merge_row(self, ids: torch.Tensor, places: list[int], labels: torch.Tensor | None, pictures: Any) -> _Row:
-        """One row without padding: its text embeddings with the next pictures in `places`."""
+    def _embed(self, rows: list[torch.Tensor], places: list[list[int]]) -> Iterator[torch.Tensor]:
+        """The embeddings [tokens, D] of the pieces of text around every row's placeholders, row by row.
+
+        In one look-up, however many pictures there are: under ZeRO-3 every process has to fetch the weights as often.
+        """
+        pieces = [
+            row[start + 1 : end]
+            for row, own in zip(rows, places, strict=True)
+            for start, end in zip([-1, *own], [*own, len(row)], strict=True)
+        ]
+        return iter(self.model.embed_tokens(torch.cat(pieces)).split([len(piece) for piece in pieces]))
+
+    def _merge_row(
+        self, ids: torch.Tensor, places: list[int], labels: torch.Tensor | None, pictures: Any, words: Any
+    ) -> _Row:
+        """One row without padding: the next pieces of `words`, with the next pictures in `places` between them."""
         embeds, spans, targets = [], [], []
         labels = ids if labels is None else labels
         last = 0
@@ -190,9 +225,8 @@ class LlavaMetaForCausalLM:
                 spans.append(views + last)
                 last += int(views.max())
                 targets.append(labels.new_full((len(picture),), IGNORE_INDEX))
-            text = ids[start + 1 : end]
-            embeds.append(self.model.embed_tokens(text))
-            spans.append(torch.zeros(len(text), dtype=torch.long))
+            embeds.append(next(words))
+            spans.append(torch.zeros(len(embeds[-1]), dtype=torch.long))
             targets.append(labels[start + 1 : end])
         limit = getattr(self.config, "tokenizer_model_max_length", None)
         return _Row(torch.cat(embeds)[:limit], torch.cat(spans)[:limit], torch.cat(targets)[:limit])

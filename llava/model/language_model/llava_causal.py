@@ -77,12 +77,14 @@ class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
 
         With a cache (under either name), input_ids are the new tokens and attention_mask (if any) covers cached and
         new ones. The logits are [B, S', V]: S' counts visual tokens, after pruning only the kept ones. Raises
-        ValueError for placeholders without images.
+        ValueError for placeholders without images. num_items_in_batch: what the loss is divided by instead of the
+        number of labels, as transformers' Trainer asks.
         """
+        items = kwargs.pop("num_items_in_batch", None)
         if inputs_embeds is None and input_ids is not None:
             if images is None and input_ids.shape[1] > 1 and bool((input_ids == IMAGE_TOKEN_INDEX).any()):
                 raise ValueError("the prompt has an image placeholder (-200) but images is None: pass images=")
-            if images is not None:
+            if images is not None or self.learns_to_see():
                 merged = self.merge(input_ids, images, attention_mask, labels, image_sizes)
                 input_ids, inputs_embeds, labels = None, merged.inputs_embeds, merged.labels
                 attention_mask, visual_span_ids = merged.attention_mask, merged.visual_span_ids
@@ -98,7 +100,10 @@ class LlavaCausalMixin(ConfigSwitch, LlavaMetaForCausalLM):
         )
         if labels is not None:
             labels = kept_labels(labels, outputs.logits.shape[1])
-            outputs.loss = self.loss_function(logits=outputs.logits, labels=labels, vocab_size=self.config.vocab_size)
+            count = {} if items is None else {"num_items_in_batch": items}
+            outputs.loss = self.loss_function(
+                logits=outputs.logits, labels=labels, vocab_size=self.config.vocab_size, **count
+            )
         return outputs
 
     @torch.no_grad()

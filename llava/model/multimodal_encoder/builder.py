@@ -8,14 +8,15 @@ from typing import Any
 from llava.model.multimodal_encoder.clip_encoder import CLIPVisionTower
 
 
-def resolve_tower(name: str, checkpoint: str) -> str:
+def resolve_tower(name: str, checkpoint: str, base: str | None = None) -> str:
     """Where the tower's files are: `name` as a folder beside or inside the checkpoint, else the name itself (hub).
 
-    Tried in order: absolute path, inside the checkpoint folder, in its parent, in the working directory.
+    Tried in order: absolute path, inside the checkpoint folder, in its parent, then the same two of its base model, in
+    the working directory.
     """
-    folder = os.path.abspath(checkpoint)
-    for base in (folder, os.path.dirname(folder), os.getcwd()):
-        candidate = os.path.join(base, name)
+    folders = [os.path.abspath(each) for each in (checkpoint, base) if each is not None]
+    for place in (*(near for each in folders for near in (each, os.path.dirname(each))), os.getcwd()):
+        candidate = os.path.join(place, name)
         if os.path.isdir(candidate):
             return candidate
     if os.path.isabs(name) or name.startswith("."):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -52,6 +53,16 @@ class CLIPVisionTower(nn.Module):
                 "the vision tower is not loaded: use llava.model.builder.load_pretrained_model or load_model"
             )
         return self.vision_tower
+
+    def used_parameters(self) -> list[nn.Parameter]:
+        """What the features depend on. The layers behind `select_layer` and the last norm have no gradient."""
+        count = range(self.tower.config.num_hidden_layers + 1)[self.select_layer]  # states: one more than layers
+
+        def used(name: str) -> bool:
+            layer = re.search(r"\blayers\.(\d+)\.", name)
+            return int(layer.group(1)) < count if layer else "post_layernorm" not in name
+
+        return [part for name, part in self.tower.named_parameters() if used(name)]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[N, 3, H, W] -> [N, patches, C] in the dtype of `images`."""

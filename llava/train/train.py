@@ -1,0 +1,111 @@
+"""Train a LLaVA: `python -m llava.train.train --model_name_or_path ... --data_path ... --output_dir ...`.
+
+With DeepSpeed or several processes: `deepspeed` or `torchrun` before `-m llava.train.train`, as scripts/v1_5 do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from dart.utils import exits_cleanly, needed
+from llava.conversation import get_template
+from llava.train.arguments import Arguments, parse
+from llava.train.checkpoints import check_saving, to_resume
+from llava.train.conversations import check_tokenizer
+from llava.train.data import Conversations, Encoder
+from llava.train.pruning import PruningCallback, pruning_config
+from llava.train.setup import Learner, load_learner, size_of
+from llava.train.trainer import LlavaTrainer
+
+
+def say(*lines: str) -> None:
+    """Print on the first process alone."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        for line in lines:
+            print(line, flush=True)
+
+
+def dataset_of(arguments: Arguments, learner: Learner) -> Conversations:
+    """The data file in the words of --version."""
+    model_args, data = arguments.model, arguments.data
+    template = get_template(model_args.version)
+    check_tokenizer(learner.tokenizer, template, model_args.version)
+    config = learner.llava.config
+    encoder = Encoder(
+        tokenizer=learner.tokenizer,
+        processor=learner.processor,
+        config=config,
+        tower=learner.llava.get_vision_tower().tower.config,
+        template=template,
+        limit=config.tokenizer_model_max_length,
+        folder=Path(data.image_folder or "."),
+    )
+    return Conversations(str(data.data_path), encoder, skip=data.on_bad_sample == "skip")
+
+
+def in_all_processes(names: Sequence[str]) -> list[str]:
+    """The different names of every process."""
+    gathered: list[Any] = [list(names)]
+    if torch.distributed.is_initialized():
+        gathered = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(gathered, list(names))
+    return sorted({name for each in gathered for name in each})
+
+
+def train(arguments: Arguments, trainer_class: type[LlavaTrainer] = LlavaTrainer) -> LlavaTrainer:
+    """The whole run; returns its trainer. Everything that can be refused is refused before the first step."""
+    training = arguments.training
+    if arguments.notes:
+        say("flags: " + "; ".join(arguments.notes))
+    pruning = pruning_config(arguments.pruning)
+    checkpoint = to_resume(str(training.output_dir), training.resume_from_checkpoint, training.overwrite_output_dir)
+    if training.deepspeed and training.use_cpu:
+        # transformers does it on GPUs alone, and ZeRO-3 divides weights already while they are read.
+        needed("deepspeed", "train").init_distributed(dist_backend="gloo")
+    set_seed(training.seed)
+    learner = load_learner(arguments)
+    dataset = dataset_of(arguments, learner)
+    say(*check_saving(learner, str(training.output_dir), not training.save_only_model))
+    trained = sum(size_of(parameter) for parameter in learner.model.parameters() if parameter.requires_grad)
+    say(f"{len(dataset)} samples, {len(dataset.left_out)} left out without their pictures; {trained:,} weights learn")
+    callback = None if pruning is None else PruningCallback(learner.model, *pruning)
+    trainer = trainer_class(
+        learner,
+        training,
+        dataset,
+        figures=None if callback is None else callback.figures,
+        callbacks=None if callback is None else [callback],
+    )
+    if checkpoint:
+        say(f"goes on from {checkpoint}")
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        if callback is not None:
+            callback.detach()
+    trainer.save_state()
+    trainer.save_model()
+    skipped = in_all_processes(sorted(trainer.skipped))
+    left_out = sorted(dataset.left_out.values())
+    say(*(f"left out: {name}" for name in (*left_out, *skipped)))
+    figures = {"steps": trainer.state.global_step, "left_out": len(left_out) + len(skipped)}
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    say(json.dumps({**figures, "last_loss": losses[-1] if losses else None, "output_dir": training.output_dir}))
+    return trainer
+
+
+@exits_cleanly
+def main(words: Sequence[str] | None = None) -> None:
+    train(parse(sys.argv[1:] if words is None else words))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Your own task: a LLaVA checkpoint (MODEL=liuhaotian/llava-v1.5-7b) goes on learning.
+# finetune_task.sh [flags of llava.train.train]; see scripts/lib/train.sh for the environment.
+source "$(dirname "${BASH_SOURCE[0]}")/../lib/train.sh"
+run_training finetune_task 3 "${COMMON[@]}" --version v1 --image_aspect_ratio pad --group_by_modality_length True \
+    --model_max_length 2048 --per_device_train_batch_size 16 --learning_rate 2e-5 --save_steps 50000
