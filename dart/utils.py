@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -28,6 +29,8 @@ Sample = dict[str, float]
 USAGE_ERROR = 2
 INTERRUPTED = 130
 DTYPES = ("float32", "float16", "bfloat16")
+WEIGHTS = ("config.json", "*.safetensors", "*.bin")
+BLOCK_BYTES, BLOCKS = 1 << 20, 64
 MEMORY_IS_SHORT = ("out of memory", "can't allocate memory")
 
 
@@ -124,6 +127,24 @@ def checkpoint_folder(path: str) -> str:
         ) from error
 
 
+def fingerprint(folder: str | Path | None) -> str | None:
+    """A hash that tells checkpoints apart without reading them whole; None for what is no folder.
+
+    It covers the names and sizes of the weights' files, their bytes (of large ones, blocks all over them), the config.
+    """
+    if folder is None or not os.path.isdir(folder):
+        return None
+    digest, root = hashlib.sha256(), Path(folder)
+    for path in sorted({path for pattern in WEIGHTS for path in root.rglob(pattern)}):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(root)} {size} ".encode())
+        with path.open("rb") as file:
+            for start in (*range(0, size, max(BLOCK_BYTES, size // BLOCKS)), max(0, size - BLOCK_BYTES)):
+                file.seek(start)
+                digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, which takes its place at the end of the `with` block; gone after an error."""
@@ -145,6 +166,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` in one step."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """A JSON file's value. Raises FileNotFoundError for a missing file, ValueError for a broken one; both name it."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} does not exist")
+    with open(path, encoding="utf-8") as file:
+        try:
+            return json.load(file)
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid JSON ({error}): get the file again") from error
 
 
 def provenance() -> dict[str, Any]:
@@ -188,7 +220,7 @@ def _said_by(*command: str) -> str:
 def _module() -> str:
     """The module that was started with `python -m`, else the script's name."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name if spec is not None else Path(sys.argv[0]).name
+    return spec.name.removesuffix(".__main__") if spec is not None else Path(sys.argv[0]).name
 
 
 def in_turns(runs: Sequence[Callable[[], Sample]], repeats: int, warm_up: int) -> list[list[Sample]]:

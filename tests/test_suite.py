@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from dart import utils
 from dart.utils import UserError
-from llava import files
 from llava.eval import suite, tasks
 from llava.eval.engine import loop, runner, suite_table
 from llava.eval.suite import Setting, settings_of
@@ -77,7 +77,7 @@ def test_checkpoints_differ_by_content_not_by_name(tmp_path):
 
 
 def test_weights_that_changed_within_a_file_are_another_checkpoint(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "BLOCK_BYTES", 4)
+    monkeypatch.setattr(utils, "BLOCK_BYTES", 4)
     weights, told = bytearray(1000), set()
     for place in (None, 496, 999):  # 496 lies in a block, 999 in the last one
         if place is not None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ CLIP = "clip_similarity"
 SIGNALS = frozenset({"grid", FEATURES, KEYS, ATTENTION, RECEIVED, CLIP})
 SAMPLED = 64  # queries
 CLS_NAMES = ("class_embedding", "cls_token")
+TOWER_NAMES = frozenset({"vision_tower", "visual", "vision_model"})
 LISTS = ("layers", "blocks", "layer")  # names of a tower's layers
 ATTENTIONS = ("self_attn", "attn", "attention")  # names of a layer's attention
 CAPTURE = "dart_tower"  # the attention function that hands out queries and keys
@@ -262,3 +264,56 @@ class Tower:
         """How often each of `rows` rows is repeated, if `there` is of what the tower made `made` of."""
         beams = there // max(made, 1)
         return beams if beams > 1 and rows % beams == 0 else 1
+
+
+def reads_tower(needs: Iterable[str]) -> bool:
+    """Is one of these signals taken while the tower runs?"""
+    return any(name.partition("@")[0] in SIGNALS - {"grid"} for name in needs)
+
+
+class SharedVision:
+    """A model's vision tower that computes once what it is given several times, within `with shared.on():`.
+
+    For prompts of the same images, one after the other. A strategy that `reads_tower` must see it run. Outputs are kept as long as this object is; a model whose tower has a name that is not known here shares
+    nothing.
+    """
+
+    def __init__(self, model: nn.Module):
+        named = [(name, module) for name, module in model.named_modules() if name.rpartition(".")[2] in TOWER_NAMES]
+        inner = {id(part) for _, module in named for part in list(module.modules())[1:]}
+        self.towers = [module for _, module in named if id(module) not in inner]
+        self._known: list[tuple[nn.Module, Any, Any]] = []
+
+    @contextmanager
+    def on(self) -> Iterator[None]:
+        own = [vars(tower).get("forward") for tower in self.towers]  # accelerate puts one there
+        for tower in self.towers:
+            tower.forward = partial(self._forward, tower, tower.forward)
+        try:
+            yield
+        finally:
+            for tower, forward in zip(self.towers, own, strict=True):
+                del tower.forward
+                if forward is not None:
+                    tower.forward = forward
+
+    def _forward(self, tower: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        for known, given, output in self._known:
+            if known is tower and _same(given, (args, kwargs)):
+                return copy.deepcopy(output)  # models of the Qwen line write into it
+        output = forward(*args, **kwargs)
+        self._known.append((tower, (args, kwargs), copy.deepcopy(output)))
+        return output
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Are two nests of arguments equal, tensors by their values?"""
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, torch.Tensor):
+        return first.dtype == second.dtype and first.device == second.device and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_same(first[name], second[name]) for name in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return bool(first == second)

@@ -133,10 +133,12 @@ class Strategy:
     needs: names of the signals it reads (`dart.engine.signals.NAMES`): the engine provides them or refuses. All have a
     row for each token of the sample: `tokens.signals.raw[tokens.visual]` are the group's own.
     options: defaults of its own settings (`DartConfig.options`).
+    question_aware: does what stays depend on the text after the image by other signals than `OF_QUESTION`?
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
     options: ClassVar[dict[str, Any]] = {}
+    question_aware: ClassVar[bool] = False
 
     def stages(self, config: DartConfig, layers: int) -> tuple[Stage, ...]:
         """Where it drops tokens, of a decoder of `layers` layers. By default once, at `config.layer`; nowhere: ()."""

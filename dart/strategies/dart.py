@@ -121,6 +121,7 @@ class Dart(Strategy):
 
     needs = frozenset({"hidden", "keys"})
     options = {"pivots": DEFAULT_RULE}
+    question_aware = True  # by its text pivots
 
     def needed(self, config: DartConfig) -> frozenset[str]:
         rule = self.option(config, "pivots")

@@ -1,17 +1,21 @@
-"""The answers file: append-only JSON lines that survive a kill at any moment, and the settings beside it."""
+"""The rows of an answers file: keys, ids, look-ups. The file itself: `dart.records`."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from dart.utils import UserError, write_json, write_text
-from llava.files import read_json
+from dart.records import AnswersFile as AnswersFile
+from dart.records import JsonLines as JsonLines
+from dart.records import check_regular as check_regular
+from dart.records import check_settings as check_settings
+from dart.records import parse_line as parse_line
+from dart.records import read_lines as read_lines
+from dart.records import settings_file as settings_file
+from dart.records import write_lines as write_lines
+from dart.utils import UserError
 
 Key = tuple[str, str]
 Answers = Sequence[Mapping[str, Any]]
@@ -27,119 +31,11 @@ def answer_id(question_id: Any, prompt: str, text: str) -> str:
     return hashlib.sha256(f"{question_id}\n{prompt}\n{text}".encode()).hexdigest()[:22]
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a JSON-lines file. Raises UserError naming the number of a broken line."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            row = parse_line(line, path, number)
-            if row is not None:
-                yield row
-
-
-def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """A JSON-lines file, replaced in one step."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def parse_line(line: str, path: Path, number: int) -> dict[str, Any] | None:
-    """The row of one line, None for an empty one. Raises UserError naming a broken line."""
-    if not line.strip():
-        return None
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {number} is no JSON ({error}); repair or remove the line") from error
-    if not isinstance(row, dict):
-        raise UserError(f"{path} line {number} must be a JSON object, got {type(row).__name__}")
-    return row
-
-
 def key_of_row(row: dict[str, Any], path: Path) -> Key:
     """The question that a row of the answers file `path` answers. Raises UserError for a row that is no answer."""
     if "question_id" not in row or "prompt" not in row:
         raise UserError(f"{path} has a row without question_id and prompt; it is no answers file, choose another name")
     return key_of(row["question_id"], row["prompt"])
-
-
-def settings_file(answers: Path) -> Path:
-    """Where the settings of an answers file are written down."""
-    return answers.with_name(f"{answers.name}.meta.json")
-
-
-def check_settings(answers: Path, settings: dict[str, Any]) -> None:
-    """Raise UserError, naming what differs, when earlier answers were made with other settings, or unknown ones."""
-    meta = settings_file(answers)
-    if not meta.is_file():
-        raise UserError(
-            f"{answers} holds answers but not what they were made with ({meta.name}); "
-            "choose another --answers-file or start over with --overwrite"
-        )
-    if changed := list(_differences(read_json(meta), settings)):
-        raise UserError(
-            f"{answers} holds answers of another run ({'; '.join(changed)}); "
-            "choose another --answers-file or start over with --overwrite"
-        )
-
-
-def _differences(before: Any, now: Any, name: str = "") -> Iterator[str]:
-    """What changed, field by field of nested objects."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted({*before, *now}):
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}" if name else key)
-    elif before != now:
-        yield f"{name}: {before!r} there, {now!r} now"
-
-
-class JsonLines:
-    """An append-only file of JSON lines with one writer; what a kill leaves half-written is cut at the next start.
-
-    Raises UserError for what is no regular file, or when another process writes it.
-    """
-
-    def __init__(self, path: Path):
-        check_regular(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self._file = path, path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"{path} is being written by another process; wait or choose another file") from error
-        self._file.seek(0)
-        data = self._file.read()
-        if data and not data.endswith(b"\n"):
-            self._file.truncate(data.rfind(b"\n") + 1)
-        self._file.seek(0, os.SEEK_END)
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-        self._file.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-
-class AnswersFile(JsonLines):
-    """`settings` must equal those of the answers that are there already, else raises UserError."""
-
-    def __init__(self, path: Path, settings: dict[str, Any], overwrite: bool = False):
-        super().__init__(path)
-        if overwrite:
-            self._file.truncate(0)
-            settings_file(path).unlink(missing_ok=True)
-        if path.stat().st_size:
-            check_settings(path, settings)
-        write_json(settings_file(path), settings)
-
-
-def check_regular(path: Path) -> None:
-    """Raises UserError for a folder, a device, a pipe: reading them back may never end."""
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no regular file; choose another name")
 
 
 def by_question(answers: Answers) -> dict[str, Mapping[str, Any]]:

@@ -10,9 +10,14 @@ from llava.eval.engine.answers import Answers, answer_to, by_question, percent
 from llava.eval.engine.normalize import challenge_accuracy, normalize_answer
 
 
+def references_of(truth: Mapping[str, Any]) -> list[str]:
+    """People's answers in an annotation, as often as they gave them."""
+    return [answer["answer"] for answer in truth["answers"]]
+
+
 def accuracy_of(truth: Mapping[str, Any], text: str) -> float:
     """One answer's accuracy, 0 to 1. truth: the question's annotation."""
-    return challenge_accuracy(normalize_answer(text), [answer["answer"] for answer in truth["answers"]])
+    return challenge_accuracy(normalize_answer(text), references_of(truth))
 
 
 def score_challenge(

@@ -31,10 +31,14 @@ class Split:
 
 
 class Sample(NamedTuple):
-    """A question as its benchmark counts it. score: 0 to 1; answers: the rows it is made of, several in MMBench."""
+    """A question as its benchmark counts it.
+
+    score: 0 to 1; answers: the rows it is made of, several in MMBench. references: right answers, to be shown.
+    """
 
     score: float
     answers: Answers
+    references: Sequence[str]
 
 
 class Task(ABC):

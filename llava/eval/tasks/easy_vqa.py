@@ -26,7 +26,7 @@ class EasyVqa(Task):
         if unknown := [row["question_id"] for row in answers if row["question_id"] not in truth]:
             raise UserError(f"easy-VQA has no question {unknown[0]}; convert the same split again")
         right = [normalize_answer(row["text"]) == normalize_answer(truth[row["question_id"]]) for row in answers]
-        return [Sample(float(hit), [row]) for hit, row in zip(right, answers, strict=True)]
+        return [Sample(float(hit), [row], [truth[row["question_id"]]]) for hit, row in zip(right, answers, strict=True)]
 
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
         right = sum(sample.score for sample in self.samples(data, answers))

@@ -67,7 +67,8 @@ class Gqa(Task):
         asked = [(questions.get(str(row["question_id"])), row) for row in answers]
         if unknown := [row["question_id"] for question, row in asked if question is None]:
             raise UserError(f"GQA has no question {unknown[0]}; are answers and annotations of the same release?")
-        return [Sample(float(is_right(q, row["text"])), [row]) for q, row in asked if q.get("isBalanced", True)]
+        counted = [(question, row) for question, row in asked if question.get("isBalanced", True)]
+        return [Sample(float(is_right(truth, row["text"])), [row], [truth["answer"]]) for truth, row in counted]
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
         path = stem.with_name(stem.name + ".json")

@@ -120,4 +120,5 @@ class Mme(Task):
 
     def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
         truth = read_truth(data / self.folder / IMAGES)
-        return [Sample(float(is_right(truth_of(truth, row)[2], row["text"])), [row]) for row in answers]
+        asked = [(truth_of(truth, row)[2], row) for row in answers]
+        return [Sample(float(is_right(label, row["text"])), [row], [label]) for label, row in asked]

@@ -80,7 +80,8 @@ class OcrBench(Task):
         given, entries = by_question(answers), enumerate(read_entries(data / self.folder / QUESTIONS, FIELDS))
         asked = [(entry, given[str(number)]) for number, entry in entries if str(number) in given]
         right = [is_right(entry["dataset_name"], entry["answers"], row["text"]) for entry, row in asked]
-        return [Sample(float(hit), [row]) for hit, (_, row) in zip(right, asked, strict=True)]
+        truths = [[each] if isinstance(each := entry["answers"], str) else each for entry, _ in asked]
+        return [Sample(float(hit), [row], own) for hit, (_, row), own in zip(right, asked, truths, strict=True)]
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
         path = stem.with_name(stem.name + ".json")

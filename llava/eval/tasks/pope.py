@@ -111,5 +111,5 @@ class Pope(Task):
         for category, labels in labels_of(home / ANNOTATIONS, home / QUESTIONS).items():
             for row, label in ((by_id[key], label) for key, label in labels.items() if key in by_id):
                 hit = says_yes(row["text"]) == is_yes(category, row, label)
-                found.append(Sample(float(hit), [row]))
+                found.append(Sample(float(hit), [row], [label["label"]]))
         return found

@@ -91,7 +91,9 @@ class QBenchBase(Task):
         given, entries = by_question(answers), enumerate(self._entries(data, split))
         asked = [(entry, given[str(number)]) for number, entry in entries if str(number) in given]
         right = [option_of(row["text"], entry["candidates"]) == entry["correct_ans"] for entry, row in asked]
-        return [Sample(float(hit), [row]) for hit, (_, row) in zip(right, asked, strict=True)]
+        return [
+            Sample(float(hit), [row], [entry["correct_ans"]]) for hit, (entry, row) in zip(right, asked, strict=True)
+        ]
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
         path = stem.with_name(stem.name + ".jsonl")

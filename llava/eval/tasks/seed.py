@@ -52,7 +52,7 @@ class Seed(Task):
         given = by_question(answers)
         questions = read_json(data / self.folder / ANNOTATIONS)["questions"]
         asked = [(q["answer"], given[str(q["question_id"])]) for q in questions if str(q["question_id"]) in given]
-        return [Sample(float(row["text"] == truth), [row]) for truth, row in asked]
+        return [Sample(float(row["text"] == truth), [row], [truth]) for truth, row in asked]
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path:
         path = stem.with_name(stem.name + ".jsonl")

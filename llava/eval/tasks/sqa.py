@@ -120,4 +120,8 @@ class ScienceQa(Task):
         """Those with an image, as the headline."""
         given = by_question(answers)
         rows = [row for row in judge(problems_of(data / self.folder), answers) if row["question_id"] in given]
-        return [Sample(float(is_right(row)), [given[row["question_id"]]]) for row in rows if row["is_multimodal"]]
+        return [
+            Sample(float(is_right(row)), [given[row["question_id"]]], [row["ground_truth"]])
+            for row in rows
+            if row["is_multimodal"]
+        ]

@@ -40,7 +40,7 @@ def score_samples(references: dict[tuple[str, str], list[str]], answers: Answers
             raise UserError(
                 f"answer to image {key[0]}, question {key[1]!r} is not in the annotations; are they of the same split?"
             )
-        samples.append(Sample(vqa_accuracy(row["text"], references[key]), [row]))
+        samples.append(Sample(vqa_accuracy(row["text"], references[key]), [row], references[key]))
     return samples
 
 

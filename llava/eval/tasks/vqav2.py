@@ -8,7 +8,7 @@ from typing import Any
 
 from dart.utils import write_json
 from llava.eval.engine.answers import Answers, by_question, read_lines
-from llava.eval.engine.challenge import accuracy_of, score_challenge
+from llava.eval.engine.challenge import accuracy_of, references_of, score_challenge
 from llava.eval.engine.examples import Example
 from llava.eval.engine.normalize import normalize_answer
 from llava.eval.tasks.base import Sample, Split, Task, register
@@ -61,7 +61,7 @@ class VqaV2(Task):
     def samples(self, data: Path, answers: Answers, split: str | None = None) -> list[Sample]:
         given, truths = by_question(answers), read_json(data / self.folder / VAL_ANSWERS)["annotations"]
         asked = [(truth, given[str(truth["question_id"])]) for truth in truths if str(truth["question_id"]) in given]
-        return [Sample(accuracy_of(truth, row["text"]), [row]) for truth, row in asked]
+        return [Sample(accuracy_of(truth, row["text"]), [row], references_of(truth)) for truth, row in asked]
 
     def upload(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> Path | None:
         if split == "val":
