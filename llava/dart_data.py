@@ -10,7 +10,6 @@ from typing import Any
 from dart.compare.data import DataSet, Sample
 from dart.utils import UserError
 from llava.eval import tasks
-from llava.eval.engine.examples import Example
 from llava.files import EMBEDDED_DATA
 
 LABEL = "sample"  # the field of an answer's row that holds its sample's id
@@ -61,21 +60,14 @@ def open_benchmark(name: str, folder: Path | None) -> DataSet:
     """
     benchmark = Benchmark(name, folder)
     known = benchmark.counted(dict.fromkeys(benchmark.examples, ""))
-    shown = {
-        row[LABEL]: (unit, sample.references)
-        for unit, sample in enumerate(known)
-        for row in sample.answers
-        if benchmark.examples[row[LABEL]].image is not None
-    }
-    samples = [
-        _sample(label, benchmark.examples[label], *shown[label]) for label in benchmark.examples if label in shown
-    ]
+    shown = {row[LABEL]: (unit, sample.references) for unit, sample in enumerate(known) for row in sample.answers}
+    samples = []
+    for label, example in benchmark.examples.items():
+        if label in shown and example.image is not None:
+            unit, references = shown[label]
+            once = list(dict.fromkeys(references))
+            samples.append(Sample(label, example.text, [example.image], [], once, str(unit)))
     without = len(benchmark.examples) - len(samples)
     note = f"{without} questions without an image, or that do not count, left out" if without else ""
     official = None if without else benchmark.official
     return DataSet(name, samples, benchmark.grade, benchmark.task.max_new_tokens, official, note)
-
-
-def _sample(label: str, example: Example, unit: int, references: Any) -> Sample:
-    assert example.image is not None
-    return Sample(label, example.text, [example.image], [], list(dict.fromkeys(references)), str(unit))

@@ -78,8 +78,9 @@ class Sample:
 class DataSet:
     """samples: those about something to look at. max_new_tokens: of an answer.
 
-    grade: from the answers (sample id -> text) to some or all samples, how right each is, from 0 to 1. official: the benchmark's own figure from the answers (sample id -> text) to all samples, or None. note: what a
-    reader must know, for instance how many questions were left out.
+    grade: from the answers (sample id -> text) to some or all samples, how right each is, from 0 to 1. official: the
+    benchmark's own figure from the answers to all samples, or None. note: what a reader must know, for instance how
+    many questions were left out.
     """
 
     name: str

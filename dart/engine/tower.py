@@ -274,8 +274,8 @@ def reads_tower(needs: Iterable[str]) -> bool:
 class SharedVision:
     """A model's vision tower that computes once what it is given several times, within `with shared.on():`.
 
-    For prompts of the same images, one after the other. A strategy that `reads_tower` must see it run. Outputs are kept as long as this object is; a model whose tower has a name that is not known here shares
-    nothing.
+    For prompts of the same images, one after the other. A strategy that `reads_tower` must see it run. Outputs are kept
+    as long as this object is; a model whose tower has a name that is not known here shares nothing.
     """
 
     def __init__(self, model: nn.Module):

@@ -96,17 +96,17 @@ def circular_samples(rows: Sequence[Row], answers: Answers) -> list[Sample]:
     alone = not has_rotations(rows)  # a row stands for all its rotations
     wanted: dict[int, int] = defaultdict(int)
     own: dict[int, list[tuple[Row, bool]]] = defaultdict(list)
-    letters: dict[int, list[str]] = defaultdict(list)
+    truths: dict[int, str] = {}  # texts of the right options: their letters turn
     for row in rows:
         if row.get("answer") is None:
             raise UserError(
                 f"MMBench question {row['index']}: the table has no answers; only dev tables are scored here"
             )
         wanted[row["index"] % ROTATION] += len(options_of(row)) if alone else 1
-        letters[row["index"] % ROTATION].append(row["answer"])
+        truths[row["index"] % ROTATION] = row[row["answer"]]
         own[row["index"] % ROTATION] += [(answer, chosen(answer) == row["answer"]) for answer in given[row["index"]]]
     return [
-        Sample(float(all(hit for _, hit in pairs)), [answer for answer, _ in pairs], letters[key])
+        Sample(float(all(hit for _, hit in pairs)), [answer for answer, _ in pairs], [truths[key]])
         for key, pairs in own.items()
         if len(pairs) == wanted[key]
     ]
