@@ -680,9 +680,19 @@ def test_a_script_says_what_it_trains_first(stub, tmp_path):
     first, second, third, *_, words = result.stdout.splitlines()
     assert "playground/models/llava-tiny" in first and "playground/data/eval/llava-tiny-train" in second
     assert third == "no GPU: on the CPU in 2 process(es), DDP: the package deepspeed is not installed"
-    assert json.loads(words)[:4] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    assert json.loads(words)[:4] == ["-m", "llava.train.launch", "--standalone", "--nproc_per_node"]
     missing = script(ROOT / "scripts/v1_5/finetune.sh", PYTHON=stub, MODEL="llm")
     assert missing.returncode == 2 and missing.stderr.startswith("error: DATA_PATH is not set")
+
+
+def test_a_mistake_in_several_processes_is_its_line_and_its_code(tmp_path):
+    lines = ["import os, sys, time", "time.sleep(60 * (os.environ['RANK'] == '0'))", "sys.exit(print('no') or 2)"]
+    (tmp_path / "mistake.py").write_text("\n".join(lines))
+    words = ["-m", "llava.train.launch", "--standalone", "--nproc_per_node", "2", str(tmp_path / "mistake.py")]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    assert result.returncode == 2
+    assert result.stdout == "no\n" and result.stderr == ""
 
 
 def test_two_processes_equal_one(base, data, tmp_path):
