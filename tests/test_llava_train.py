@@ -30,7 +30,7 @@ from llava.train.arguments import parse, translate
 from llava.train.conversations import BadSample
 from llava.train.data import collate
 from llava.train.pruning import drawn
-from llava.train.setup import load_learner
+from llava.train.setup import load_learner, plan
 from llava.train.trainer import parameter_groups
 
 CKPT = Path(__file__).parent / "golden" / "ckpt"
@@ -311,7 +311,7 @@ def learned_names(learner) -> set[str]:
 
 def test_what_each_stage_trains(base, data, tmp_path):
     def learner(*more: str):
-        return load_learner(arguments_of(base, data, tmp_path, *more))
+        return load_learner(plan(arguments_of(base, data, tmp_path, *more)))
 
     one = learner("--tune_mm_mlp_adapter", "True", "--version", "plain")
     assert one.saved == "projector"
@@ -335,7 +335,7 @@ def test_what_each_stage_trains(base, data, tmp_path):
 def test_the_optimizers_groups(base, data, tmp_path):
     more = ("--mm_projector_lr", "3e-3", "--mm_vision_tower_lr", "2e-6", "--weight_decay", "0.1")
     arguments = arguments_of(base, data, tmp_path, *more)
-    learner = load_learner(arguments)
+    learner = load_learner(plan(arguments))
     decayed = [name for name, _ in learner.model.named_parameters() if name.endswith("weight") and "norm" not in name]
     groups = parameter_groups(learner.model, arguments.training, decayed)
     names = {parameter: name for name, parameter in learner.model.named_parameters()}
@@ -452,7 +452,7 @@ def test_stage_2_starts_from_a_language_model_and_stage_1(base, data, tmp_path):
     one = train.train(arguments_of(llm, data, tmp_path / "1", *tower, *STAGES["projector"], file="captions.json"))
     projector = tmp_path / "1" / "mm_projector.bin"
     arguments = arguments_of(llm, data, tmp_path / "2", *tower, "--pretrain_mm_mlp_adapter", projector)
-    start = load_learner(arguments).llava
+    start = load_learner(plan(arguments)).llava
     assert torch.equal(start.model.mm_projector[0].weight, one.learner.llava.model.mm_projector[0].weight)
     assert start.config.mm_hidden_size == 16 and start.config.mm_projector_type == "mlp2x_gelu"
     two = train.train(arguments)
@@ -460,7 +460,7 @@ def test_stage_2_starts_from_a_language_model_and_stage_1(base, data, tmp_path):
     tokenizer, loaded, _, _ = load_pretrained_model(str(tmp_path / "2"), device="cpu")
     torch.testing.assert_close(logits_of(loaded, tokenizer), logits_of(two.learner.llava, tokenizer), atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="--vision_tower is missing"):
-        load_learner(arguments_of(llm, data, tmp_path / "3"))
+        plan(arguments_of(llm, data, tmp_path / "3"))
 
 
 def test_accumulated_batches_and_checkpointed_layers_change_nothing(base, data, tmp_path):
@@ -474,8 +474,8 @@ def test_accumulated_batches_and_checkpointed_layers_change_nothing(base, data, 
 
 def test_gradients_with_pruning_are_exact_and_text_alone_reaches_the_projector(base, data, tmp_path):
     """Unpruned, with a mask in which layers after the stage do not see what was dropped, the gradients are the same."""
-    learner = load_learner(arguments_of(base, data, tmp_path))
-    dataset = train.dataset_of(arguments_of(base, data, tmp_path), learner)
+    known = plan(arguments_of(base, data, tmp_path))
+    learner, dataset = load_learner(known), train.dataset_of(known)
     model = learner.llava.train()
     batch = collate([dataset[1]])
     batch.pop("skipped")
@@ -518,8 +518,9 @@ def test_gradients_with_pruning_are_exact_and_text_alone_reaches_the_projector(b
 def test_gradients_of_pictures_and_of_text_arrive_in_one_order(base, data, tmp_path):
     """ZeRO adds up across processes whatever gradient comes next: with two orders it would mix parameters up."""
     arguments = arguments_of(base, data, tmp_path, "--mm_vision_tower_lr", "1e-3")
-    learner = load_learner(arguments)
-    dataset, model = train.dataset_of(arguments, learner), learner.llava.train()
+    known = plan(arguments)
+    learner, dataset = load_learner(known), train.dataset_of(known)
+    model = learner.llava.train()
     samples = [dataset[k] for k in range(len(dataset))]
     orders = []
     for batch in ([s for s in samples if s["images"]][:2], [s for s in samples if not s["images"]][:2]):
@@ -604,7 +605,9 @@ def test_flags_of_older_releases_are_translated():
         (("--data_path", "gone.json"), "gone.json does not exist"),
     ],
 )
-def test_mistakes_are_one_line_before_anything_is_computed(base, data, tmp_path, capsys, more, message):
+def test_mistakes_are_one_line_before_weights_are_read(base, data, tmp_path, capsys, monkeypatch, more, message):
+    if "nothing is left" not in message:
+        monkeypatch.setattr(train, "load_learner", None)
     with pytest.raises(SystemExit) as stop:
         run(base, data, tmp_path / "out", *more)
     error = capsys.readouterr().err.splitlines()[-1]
@@ -613,7 +616,7 @@ def test_mistakes_are_one_line_before_anything_is_computed(base, data, tmp_path,
 
 
 def test_what_a_run_would_fail_at_in_its_end_is_found_before(base, data, tmp_path, monkeypatch):
-    learner = load_learner(arguments_of(base, data, tmp_path))
+    learner = load_learner(plan(arguments_of(base, data, tmp_path)))
     learner.llava.generation_config.temperature = 0.9  # as Vicuna's, without do_sample
     assert "do_sample is set to True" in checkpoints.check_saving(learner, str(tmp_path / "out"), True)[0]
     assert checkpoints.check_saving(learner, str(tmp_path / "out"), True) == []
@@ -680,9 +683,19 @@ def test_a_script_says_what_it_trains_first(stub, tmp_path):
     first, second, third, *_, words = result.stdout.splitlines()
     assert "playground/models/llava-tiny" in first and "playground/data/eval/llava-tiny-train" in second
     assert third == "no GPU: on the CPU in 2 process(es), DDP: the package deepspeed is not installed"
-    assert json.loads(words)[:4] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    assert json.loads(words)[:4] == ["-m", "llava.train.launch", "--standalone", "--nproc_per_node"]
     missing = script(ROOT / "scripts/v1_5/finetune.sh", PYTHON=stub, MODEL="llm")
     assert missing.returncode == 2 and missing.stderr.startswith("error: DATA_PATH is not set")
+
+
+def test_a_mistake_in_several_processes_is_its_line_and_its_code(tmp_path):
+    lines = ["import os, sys, time", "time.sleep(60 * (os.environ['RANK'] == '0'))", "sys.exit(print('no') or 2)"]
+    (tmp_path / "mistake.py").write_text("\n".join(lines))
+    words = ["-m", "llava.train.launch", "--standalone", "--nproc_per_node", "2", str(tmp_path / "mistake.py")]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=LIMIT_SECONDS)
+    assert result.returncode == 2
+    assert result.stdout == "no\n" and result.stderr == ""
 
 
 def test_two_processes_equal_one(base, data, tmp_path):

@@ -44,6 +44,24 @@ KBIT_SKIPPED = ["vision_tower", "mm_projector", "lm_head"]
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What is known of a run before any weight is read: all that its data depends on.
+
+    folder: of the checkpoint or language model; tower: CLIP's vision config, from `tower_path`; new_projector: the
+    checkpoint has none.
+    """
+
+    arguments: Arguments
+    folder: str
+    config: Any
+    tokenizer: Any
+    processor: Any
+    tower_path: str
+    tower: CLIPVisionConfig
+    new_projector: bool
+
+
+@dataclass(frozen=True)
 class Learner:
     """model: for the Trainer, wrapped by peft with LoRA; llava: the LLaVA in it; saved: what a checkpoint holds."""
 
@@ -54,44 +72,59 @@ class Learner:
     saved: str
 
 
-def load_learner(arguments: Arguments) -> Learner:
-    """Everything that the arguments name, ready to be trained.
+def plan(arguments: Arguments) -> Plan:
+    """Read the small files that the arguments name.
 
-    Raises UserError, ValueError or FileNotFoundError for what is missing or does not fit, before weights are read where
-    that can be told.
+    Raises UserError, ValueError or FileNotFoundError for what is missing or does not fit.
     """
-    model_args, training = arguments.model, arguments.training
-    folder, projector_file = checked_folder(str(model_args.model_name_or_path)), model_args.pretrain_mm_mlp_adapter
+    folder, projector_file = (
+        checked_folder(str(arguments.model.model_name_or_path)),
+        arguments.model.pretrain_mm_mlp_adapter,
+    )
     if projector_file and not os.path.isfile(projector_file):
         raise UserError(
             f"--pretrain_mm_mlp_adapter {projector_file} does not exist: expected stage 1's mm_projector.bin"
         )
     check_tokenizer(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    weight_names(folder)
     config, new_projector = training_config(folder, arguments)
     tower_path = resolve_tower(config.mm_vision_tower, folder)
-    processor = CLIPImageProcessorPil.from_pretrained(tower_path)
-    width = CLIPVisionConfig.from_pretrained(tower_path).hidden_size
-    if not new_projector and config.mm_hidden_size != width:
+    tower = CLIPVisionConfig.from_pretrained(tower_path)
+    if not new_projector and config.mm_hidden_size != tower.hidden_size:
         raise UserError(
-            f"--vision_tower {config.mm_vision_tower} has features of {width} numbers, the projector of {folder} "
-            f"takes {config.mm_hidden_size}"
+            f"--vision_tower {config.mm_vision_tower} has features of {tower.hidden_size} numbers, the projector of "
+            f"{folder} takes {config.mm_hidden_size}"
         )
-    config.mm_hidden_size = width
+    config.mm_hidden_size = tower.hidden_size
+    return Plan(
+        arguments=arguments,
+        folder=folder,
+        config=config,
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        processor=CLIPImageProcessorPil.from_pretrained(tower_path),
+        tower_path=tower_path,
+        tower=tower,
+        new_projector=new_projector,
+    )
+
+
+def load_learner(plan: Plan) -> Learner:
+    """The model of the plan, ready to be trained. Raises ValueError for weights that do not fit."""
+    model_args, training, config = plan.arguments.model, plan.arguments.training, plan.config
     dtype, options = _dtype(model_args, training), _options(model_args, training)
-    llava = load_weights(folder, config, dtype, partial=new_projector, options=options)
-    load_tower(llava, tower_path, dtype)
-    if new_projector:
+    llava = load_weights(plan.folder, config, dtype, partial=plan.new_projector, options=options)
+    load_tower(llava, plan.tower_path, dtype)
+    if plan.new_projector:
         # As LLaVA: torch's own start, not the language model's.
         llava.model.mm_projector = build_vision_projector(config).to(dtype)
         if hasattr(llava.model, "image_newline"):
             nn.init.normal_(llava.model.image_newline, std=config.hidden_size**-0.5)
-    if projector_file:
-        load_extra(llava, projector_file)
+    if model_args.pretrain_mm_mlp_adapter:
+        load_extra(llava, model_args.pretrain_mm_mlp_adapter)
     llava.config.use_cache = False
     model = freeze(llava, model_args, training)
     set_trained_dtype(model, dtype if training.deepspeed else torch.float32)
-    return Learner(model, llava, tokenizer, processor, saved_part(model, llava, training))
+    return Learner(model, llava, plan.tokenizer, plan.processor, saved_part(model, llava, training))
 
 
 def training_config(folder: str, arguments: Arguments) -> tuple[Any, bool]:

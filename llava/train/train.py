@@ -22,7 +22,7 @@ from llava.train.checkpoints import check_saving, to_resume
 from llava.train.conversations import check_tokenizer
 from llava.train.data import Conversations, Encoder
 from llava.train.pruning import PruningCallback, pruning_config
-from llava.train.setup import Learner, load_learner, size_of
+from llava.train.setup import Plan, load_learner, plan, size_of
 from llava.train.trainer import LlavaTrainer
 
 
@@ -33,19 +33,18 @@ def say(*lines: str) -> None:
             print(line, flush=True)
 
 
-def dataset_of(arguments: Arguments, learner: Learner) -> Conversations:
+def dataset_of(plan: Plan) -> Conversations:
     """The data file in the words of --version."""
-    model_args, data = arguments.model, arguments.data
+    model_args, data = plan.arguments.model, plan.arguments.data
     template = get_template(model_args.version)
-    check_tokenizer(learner.tokenizer, template, model_args.version)
-    config = learner.llava.config
+    check_tokenizer(plan.tokenizer, template, model_args.version)
     encoder = Encoder(
-        tokenizer=learner.tokenizer,
-        processor=learner.processor,
-        config=config,
-        tower=learner.llava.get_vision_tower().tower.config,
+        tokenizer=plan.tokenizer,
+        processor=plan.processor,
+        config=plan.config,
+        tower=plan.tower,
         template=template,
-        limit=config.tokenizer_model_max_length,
+        limit=plan.config.tokenizer_model_max_length,
         folder=Path(data.image_folder or "."),
     )
     return Conversations(str(data.data_path), encoder, skip=data.on_bad_sample == "skip")
@@ -71,8 +70,9 @@ def train(arguments: Arguments, trainer_class: type[LlavaTrainer] = LlavaTrainer
         # transformers does it on GPUs alone, and ZeRO-3 divides weights already while they are read.
         needed("deepspeed", "train").init_distributed(dist_backend="gloo")
     set_seed(training.seed)
-    learner = load_learner(arguments)
-    dataset = dataset_of(arguments, learner)
+    known = plan(arguments)
+    dataset = dataset_of(known)
+    learner = load_learner(known)
     say(*check_saving(learner, str(training.output_dir), not training.save_only_model))
     trained = sum(size_of(parameter) for parameter in learner.model.parameters() if parameter.requires_grad)
     say(f"{len(dataset)} samples, {len(dataset.left_out)} left out without their pictures; {trained:,} weights learn")

@@ -76,7 +76,7 @@ run_training() {
 
     local launch=()
     if [ "$count" -gt 1 ] || [ "$zero" != none ]; then
-        launch=(-m torch.distributed.run --standalone --nproc_per_node "$count")
+        launch=(-m llava.train.launch --standalone --nproc_per_node "$count")
     fi
     if [ "$gpus" = 0 ]; then export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}; fi
     "$PYTHON" "${launch[@]}" -m llava.train.train_mem --model_name_or_path "$model" --data_path "$data" \
