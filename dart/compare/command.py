@@ -18,7 +18,7 @@ from dart.cli import ATTENTION, DTYPES, budget, count
 from dart.config import BUDGET_KINDS, SCOPES
 from dart.utils import Parser, UserError, exits_cleanly, fingerprint, needed, provenance, write_json, write_text
 
-LIMIT, TIMED, PICTURES, FRAMES = 60, 8, 24, 8
+LIMIT, TIMED, PICTURES, FRAMES = 80, 8, 24, 8
 LAYER = 2
 
 
