@@ -46,12 +46,11 @@ def reference(hidden, keys, mask, keep, rounds=8, ahead=4, mean=True, distinct=T
     lengths = {p: math.sqrt(math.fsum(x * x for x in v)) for p, v in vectors.items()}
     units = {p: [x / lengths[p] for x in v] for p, v in vectors.items()}
     middle = [math.fsum(units[p][k] for p in visual) / len(visual) for k in range(hidden.shape[1])]
-    size = math.sqrt(math.fsum(x * x for x in middle))
 
     def cosine(a, b):
         return math.fsum(x * y for x, y in zip(a, b, strict=True))
 
-    memory = {p: cosine(units[p], middle) / size for p in visual}
+    memory = {p: cosine(units[p], middle) for p in visual}
     quality = {p: 1 - memory[p] if distinct else 1.0 for p in visual}
     if norms:
         sums = {p: float(keys[:, p].double().abs().sum()) for p in visual}

@@ -12,24 +12,25 @@ from dart.strategies.dart import COSINE_EPS, key_norms, without_ties
 
 @register("spread")
 class Spread(Strategy):
-    """Rounds that compare a token with the image's mean and with all tokens kept so far.
+    """Rounds that compare a token with the whole image and with all tokens kept so far.
 
-    With unit vectors u_i of the raw hidden states at layer K, their mean ū over the token group and c_i = cos(u_i, ū):
+    With unit vectors u_i of the raw hidden states at layer K and their mean ū over the N tokens of the group:
 
-        q_i = 1 - c_i    how distinct token i is
-        m_i = c_i        at first: the mean counts as kept, since what most tokens say is said by any of them
+        a_i = u_i . ū    the mean cosine of token i to the group's tokens
+        q_i = 1 - a_i    how distinct it is
+        m_i = a_i        at first: some token will stay, and the average one is that near
         each round takes the tokens with the largest q_i (1 - m_i), then m_i = max(m_i, cos(u_i, u_j)) over them.
 
-    DART compares a token with one pivot at a time, and never with what other pivots took. A token of a round is
-    compared with the others of its round too: of the `ahead` times as many candidates, m_j of each is raised to its
-    largest cosine to a better one. Text is not looked at. Computed in float32; of equals the lower position wins.
-    Related: farthest-point sampling (`divprune`) has one token per round, no q and another start; Cen-Prune has q with
-    its minimum and maximum moved to 0 and 1. Cost: keep * N * D
-    multiplications, and N * keep / rounds similarities at once.
+    DART compares a token with one pivot at a time, and never with what other pivots took. Tokens of one round are
+    compared with each other too: of `ahead` times as many candidates, m_i of each is first raised to its largest cosine
+    to a better one. Text is not looked at. Computed in float32; of equals the lower position wins.
+
+    Related: farthest-point sampling (`divprune`) has a token a round, no q and another start; Cen-Prune has q, with its
+    range moved to [0, 1]. Cost: keep * N * D multiplications, N * keep / rounds similarities at once.
 
     rounds: how many, keep / rounds tokens in each; None: a token a round.
     ahead: 1 compares the tokens of a round with those of earlier rounds alone.
-    mean: False: m_i = -1 after the first round, which still is by c_i.
+    mean: False: what was a_i in m_i is -1 from the second round on.
     distinct: False: q_i = 1.
     norms: beta: q_i is multiplied by sigmoid(beta * z_i), z_i the standardised L1 norm of the key; 0: not at all.
     """
@@ -50,7 +51,7 @@ class Spread(Strategy):
     def reduce(self, tokens: Tokens) -> Reduction:
         config, keep = tokens.config, tokens.keep
         units = normalize(tokens.signals.raw[tokens.visual].float(), dim=-1, eps=COSINE_EPS)
-        common = units @ normalize(units.mean(0), dim=0, eps=COSINE_EPS)
+        common = units @ units.mean(0)
         quality = 1 - common if self.option(config, "distinct") else torch.ones_like(common)
         if beta := self.option(config, "norms"):
             quality = quality * (beta * _standardised(key_norms(tokens.signals.keys[:, tokens.visual]))).sigmoid()

@@ -177,8 +177,6 @@ ABLATION = {
     "memory, mean": Setting("spread", MEMORY | {"mean": True}),
     "memory, distinct": Setting("spread", MEMORY | {"distinct": True}),
     "ahead 1": Setting("spread", {"ahead": 1}),
-    "ahead 2": Setting("spread", {"ahead": 2}),
-    "4 rounds": Setting("spread", {"rounds": 4}),
     "4 rounds, ahead 1": Setting("spread", {"rounds": 4, "ahead": 1}),
     "16 rounds": Setting("spread", {"rounds": 16}),
     "a token a round": Setting("spread", {"rounds": None}),
