@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from dart.config import DartConfig
 from dart.strategies.base import Reduction, Stage, Strategy, Tokens, register
-from dart.strategies.dart import COSINE_EPS, key_norms, without_ties
+from dart.strategies.dart import COSINE_EPS, key_norms
 
 
 @register("spread")
@@ -83,7 +83,7 @@ class Spread(Strategy):
 
 def _first(scores: torch.Tensor) -> torch.Tensor:
     """LongTensor [N]: indices from the highest score on, of equals the first ones."""
-    return without_ties(scores.neg()).sort().indices
+    return scores.sort(descending=True, stable=True).indices
 
 
 def _standardised(norms: torch.Tensor) -> torch.Tensor:

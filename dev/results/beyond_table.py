@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -58,12 +58,15 @@ def _pooled(cells: Mapping[Cell, str], chosen: Sequence[Cell]) -> str:
     return "".join(cells[cell] for cell in chosen)
 
 
+def _budgets(cells: Iterable[Cell]) -> list[str]:
+    """Tokens after layer K, falling."""
+    return sorted({cell.budget for cell in cells if cell.budget.isdigit()}, key=int, reverse=True)
+
+
 def accuracy(results: Mapping[str, Any], settings: Sequence[str]) -> str:
     """A block for each model and question set, a row for each setting, a column for each budget."""
     found = answers_of(results)
-    budgets = sorted({cell.budget for cells in found.values() for cell in cells if cell.budget.isdigit()}, key=int)[
-        ::-1
-    ]
+    budgets = _budgets(cell for cells in found.values() for cell in cells)
     body: list[list[str]] = []
     for model, task in dict.fromkeys((cell.model, cell.task) for cell in found[SPREAD]):
         body.append([f"*{model}, {task}*", *[""] * len(budgets)])
@@ -87,7 +90,7 @@ def _share(marks: str) -> str:
 def differences(results: Mapping[str, Any], settings: Sequence[str], ours: str = SPREAD) -> str:
     """`ours` less each setting, over the questions of all models and sets that both have answered."""
     found = answers_of(results)
-    budgets = sorted({cell.budget for cell in found[ours]}, key=lambda budget: int(budget.split("-")[-1]))[::-1]
+    budgets = _budgets(found[ours])
     body = []
     for name in settings:
         both = [[cell for cell in found[ours] if cell.budget == b and cell in found[name]] for b in budgets]
