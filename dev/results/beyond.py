@@ -166,22 +166,22 @@ CONTROLS = {
     "dart": Setting("dart"),
     "random": Setting("random"),
     "uniform": Setting("uniform"),
-    "pooling at K": Setting("pooling", {"layer": LAYER}),
-    "divprune at K": Setting("divprune", {"layer": LAYER}),
+    "pooling-at-k": Setting("pooling", {"layer": LAYER}),
+    "divprune-at-k": Setting("divprune", {"layer": LAYER}),
     "spread": Setting("spread"),
 }
 BEFORE = {"divprune": Setting("divprune"), "pooling": Setting("pooling")}  # the LLM, for budgets as a mean over layers
 MEMORY = {"mean": False, "distinct": False}
 ABLATION = {
-    "memory alone": Setting("spread", MEMORY),
-    "memory, mean": Setting("spread", MEMORY | {"mean": True}),
-    "memory, distinct": Setting("spread", MEMORY | {"distinct": True}),
-    "ahead 1": Setting("spread", {"ahead": 1}),
-    "4 rounds, ahead 1": Setting("spread", {"rounds": 4, "ahead": 1}),
-    "16 rounds": Setting("spread", {"rounds": 16}),
-    "a token a round": Setting("spread", {"rounds": None}),
-    "large key norms": Setting("spread", {"norms": 1.0}),
-    "small key norms": Setting("spread", {"norms": -1.0}),
+    "memory": Setting("spread", MEMORY),
+    "memory-mean": Setting("spread", MEMORY | {"mean": True}),
+    "memory-distinct": Setting("spread", MEMORY | {"distinct": True}),
+    "ahead-1": Setting("spread", {"ahead": 1}),
+    "4-rounds-ahead-1": Setting("spread", {"rounds": 4, "ahead": 1}),
+    "16-rounds": Setting("spread", {"rounds": 16}),
+    "token-a-round": Setting("spread", {"rounds": None}),
+    "large-norms": Setting("spread", {"norms": 1.0}),
+    "small-norms": Setting("spread", {"norms": -1.0}),
 }
 SETTINGS = CONTROLS | BEFORE | ABLATION
 
