@@ -18,12 +18,6 @@ RESULTS = {
 }
 
 
-def test_wilson_against_worked_values():
-    assert table.wilson(50, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert table.wilson(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
-    assert table.wilson(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-
-
 def test_differences_are_of_the_same_questions():
     assert table.difference("1110", "1110") == (0.0, 0.0, 0.0)
     mean, low, high = table.difference("1" * 30 + "0" * 70, "0" * 100)

@@ -1,4 +1,4 @@
-"""Spread: DART's rounds with a memory of everything that was kept (this project's own; docs/beyond-dart.md)."""
+"""Spread: in rounds, the tokens that resemble neither the image's mean nor what is kept (docs/beyond-dart.md)."""
 
 from __future__ import annotations
 

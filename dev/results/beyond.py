@@ -168,6 +168,8 @@ CONTROLS = {
     "uniform": Setting("uniform"),
     "pooling-at-k": Setting("pooling", {"layer": LAYER}),
     "divprune-at-k": Setting("divprune", {"layer": LAYER}),
+    "cenprune-at-k": Setting("cenprune", {"layer": LAYER}),
+    "mob": Setting("mob"),
     "spread": Setting("spread"),
 }
 BEFORE = {"divprune": Setting("divprune"), "pooling": Setting("pooling")}  # the LLM, for budgets as a mean over layers

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from dart.compare.stats import bootstrap
+from dart.stats import wilson
 from dart.utils import exits_cleanly, write_text
 from dev.results.beyond import ABLATION, BEFORE, CONTROLS
 from dev.results.render import RESULTS_FOLDER
@@ -19,7 +18,6 @@ from llava.files import read_json
 
 PAGE = DOCS / "beyond-dart.md"
 SPREAD = "spread"
-Z, DRAWS = 1.96, 10_000  # of a 95 % interval
 
 
 class Cell(NamedTuple):
@@ -31,18 +29,10 @@ class Cell(NamedTuple):
     budget: str
 
 
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """95 % interval of a share."""
-    share, spread = right / total, Z * Z / total
-    middle, half = share + spread / 2, Z * math.sqrt(share * (1 - share) / total + spread / total / 4)
-    return (middle - half) / (1 + spread), (middle + half) / (1 + spread)
-
-
 def difference(ours: str, theirs: str) -> tuple[float, float, float]:
     """Mean difference of right answers to the same questions, and its 95 % bootstrap interval."""
-    gaps = np.array([int(a) - int(b) for a, b in zip(ours, theirs, strict=True)])
-    means = np.random.default_rng(0).choice(gaps, (DRAWS, len(gaps))).mean(1)
-    return float(gaps.mean()), *map(float, np.quantile(means, (0.025, 0.975)))
+    gaps = [int(a) - int(b) for a, b in zip(ours, theirs, strict=True)]
+    return sum(gaps) / len(gaps), *bootstrap(gaps)
 
 
 def answers_of(results: Mapping[str, Any]) -> dict[str, dict[Cell, str]]:
