@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -11,6 +12,7 @@ import dart
 from benchmarks.arguments import check_known, list_of, positive
 from benchmarks.ceilings import seconds_of
 from benchmarks.output import print_table, publish
+from dart.config import PIVOT_ORDERS
 from dart.utils import DTYPES, exits_cleanly, provenance
 
 SHAPES = {"llava-7b": (620, 576), "next-7b": (2900, 2880)}
@@ -38,7 +40,10 @@ def copy_bandwidth(repeats: int) -> float:
     return tensor.numel() * tensor.element_size() / seconds_of(tensor.sum, CPU, repeats)
 
 
-def measure(shape: str, dtype: torch.dtype, repeats: int, bandwidth: float) -> dict[str, object]:
+def measure(
+    shape: str, dtype: torch.dtype, repeats: int, bandwidth: float, strategies: Sequence[str] = ()
+) -> dict[str, object]:
+    """strategies: others to time beside DART."""
     tokens, visual = SHAPES[shape]
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, WIDTH, generator=generator).to(dtype)
@@ -46,9 +51,10 @@ def measure(shape: str, dtype: torch.dtype, repeats: int, bandwidth: float) -> d
     mask = torch.zeros(tokens, dtype=torch.bool)
     mask[START : START + visual] = True
     row: dict[str, object] = {"shape": shape, "dtype": str(dtype).removeprefix("torch.")}
-    for order in ("norm", "original"):
-        config = dart.DartConfig(keep=KEEP, pivot_order=order)
-        row[f"{order}_ms"] = round(1000 * seconds_of(partial(dart.select, hidden, keys, mask, config), CPU, repeats), 3)
+    configs = {order: dart.DartConfig(keep=KEEP, pivot_order=order) for order in PIVOT_ORDERS}
+    configs |= {name: dart.DartConfig(keep=KEEP, strategy=name) for name in strategies}
+    for name, config in configs.items():
+        row[f"{name}_ms"] = round(1000 * seconds_of(partial(dart.select, hidden, keys, mask, config), CPU, repeats), 3)
     positions = list(range(START, START + visual))
     text = list(range(START + visual, tokens))
     take = KEEP // 8
@@ -64,14 +70,19 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shapes", type=list_of(str), default=list(SHAPES))
     parser.add_argument("--dtypes", type=list_of(str), default=["float32", "bfloat16"])
+    parser.add_argument("--strategies", type=list_of(str), default=[], help="also time these, such as spread")
     parser.add_argument("--repeats", type=positive, default=15)
     parser.add_argument("--out")
     args = parser.parse_args(argv)
     check_known("--shapes", args.shapes, SHAPES)
     check_known("--dtypes", args.dtypes, DTYPES)
+    for name in args.strategies:
+        dart.strategies.get(name)
     bandwidth = copy_bandwidth(args.repeats)
     dtypes = [getattr(torch, name) for name in args.dtypes]
-    rows = [measure(shape, dtype, args.repeats, bandwidth) for shape in args.shapes for dtype in dtypes]
+    rows = [
+        measure(shape, dtype, args.repeats, bandwidth, args.strategies) for shape in args.shapes for dtype in dtypes
+    ]
     print_table(rows)
     publish({**provenance(), "read_bandwidth_gb_s": round(bandwidth / 1e9, 1), "rows": rows}, args.out)
 

@@ -15,7 +15,8 @@ from dart.strategies.base import Stage, Strategy
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
 LAYERS, TOKENS, BUDGET, TEXT = 32, 576, 64, 32
-FIRST_LINE = re.compile(r"(?P<title>[^:]+): (?P<what>.+) \((?:arXiv (?P<paper>\d{4}\.\d{5})|control)\)\.")
+SOURCE = r"arXiv (?P<paper>\d{4}\.\d{5})|docs/(?P<page>[\w-]+\.md)|control"  # a page: a method of this project's own
+FIRST_LINE = re.compile(rf"(?P<title>[^:]+): (?P<what>.+) \((?:{SOURCE})\)\.")
 BLIND = (
     "| `--blind` of `llava.eval.run` | Blind: every image replaced by grey, what can be answered without it "
     "| - | image | - |" + " - |" * len(BUDGET_KINDS)
@@ -45,8 +46,8 @@ def first_line(strategy: Strategy) -> re.Match[str]:
     match = FIRST_LINE.fullmatch(line)
     if match is None:
         raise ValueError(
-            f"{type(strategy).__module__} must begin with 'Name: what it keeps (arXiv NNNN.NNNNN).' or '(control)', "
-            f"not {line!r}"
+            f"{type(strategy).__module__} must begin with 'Name: what it keeps (arXiv NNNN.NNNNN).', "
+            f"'(docs/PAGE.md)' or '(control)', not {line!r}"
         )
     return match
 
@@ -104,6 +105,8 @@ def row(name: str) -> str:
     what = f"{line['title']}: {line['what']}"
     if line["paper"]:
         what += f" ([{line['paper']}](https://arxiv.org/abs/{line['paper']}))"
+    if line["page"]:
+        what += f" (this project's own: [{line['page']}]({line['page']}))"
     config = config_of(name, BUDGET_KINDS[0])
     acts = ", ".join(str(stage.layer) for stage in stages_of(config)) or "image"
     options = ", ".join(f"`{key}={written(value)}`" for key, value in strategy.options.items()) or "-"
@@ -119,7 +122,7 @@ def table(names: list[str]) -> str:
 def document() -> str:
     """The whole page."""
     names = [name for name in dart.strategies.available() if _own(dart.strategies.get(name))]
-    controls = [name for name in names if first_line(dart.strategies.get(name))["paper"] is None]
+    controls = [name for name in names if not any(first_line(dart.strategies.get(name)).group("paper", "page"))]
     methods = [name for name in names if name not in controls]
     return f"{HEAD}\n{table(methods)}\n\n## Controls\n\n{table(controls)}\n{BLIND}\n"
 
