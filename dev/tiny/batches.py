@@ -14,7 +14,8 @@ from dev.tiny.codes import encode_labels
 from dev.tiny.model import CLIP_MEAN, CLIP_STD, IMAGE_PX, PATCH_PX
 from dev.tiny.questions import Question, prompt_of
 from dev.tiny.tokenizer import SYSTEM
-from dev.tiny.world import GRID, SIGN, Scene, patch_labels, render, sample_scene
+from dev.tiny.world import patch_labels, sample_scene
+from llava.eval.probe.drawing import GRID, SIGN, Scene, render
 
 IGNORE = -100
 TURN_MULTIPLE = 8  # questions are padded to a multiple of this: odd sizes make slow matmuls

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from dev.tiny.mini_common import OPEN, with_options
 from dev.tiny.questions import Mix, Question, sample_questions
-from dev.tiny.world import Scene
 from llava.eval.engine.choices import LETTER_REQUEST, LETTERS
 from llava.eval.engine.choices import ask as lettered
+from llava.eval.probe.drawing import Scene
 
 VIZWIZ_REQUEST = (
     "When the provided information is insufficient, respond with 'Unanswerable'.\n"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from dev.tiny.world import COLORS, GRID, KINDS
+from llava.eval.probe.drawing import COLORS, GRID, KINDS
 
 BASIS_SEED = 7
 POSITION_WAVES = (1, 2, 3, 4)

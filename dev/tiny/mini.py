@@ -10,8 +10,9 @@ from pathlib import Path
 
 from dev.tiny import questions as ask
 from dev.tiny.questions import YES_NO_REQUEST, Question, prompt_of
-from dev.tiny.world import Scene, render, sample_scene
+from dev.tiny.world import sample_scene
 from llava.eval.engine.answers import write_lines
+from llava.eval.probe.drawing import Scene, render
 
 Maker = Callable[[Path, random.Random], None]
 

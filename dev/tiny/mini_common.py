@@ -13,7 +13,7 @@ from PIL import Image
 from dev.tiny import questions as ask
 from dev.tiny.mini import scenes_with
 from dev.tiny.questions import COUNT_WORDS, Question
-from dev.tiny.world import COLORS, SHAPES, SIGN, Scene, render
+from llava.eval.probe.drawing import COLORS, SHAPES, SIGN, Scene, render
 
 LONGEST_SIDE = 280  # pixels; these sets are many, so their images are small
 QUALITY = 80

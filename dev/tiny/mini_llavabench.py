@@ -8,8 +8,8 @@ from pathlib import Path
 from dev.tiny.mini import command
 from dev.tiny.mini_common import OPEN, encoded, scenes, write_bytes
 from dev.tiny.questions import COUNT_WORDS
-from dev.tiny.world import Scene, Thing
 from llava.eval.engine.answers import answer_id, write_lines
+from llava.eval.probe.drawing import Scene, Thing
 
 PICTURES = 6
 REFERENCE = "written from the scene's description"

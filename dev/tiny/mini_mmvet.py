@@ -10,8 +10,8 @@ from dev.tiny import questions as ask
 from dev.tiny.mini import command
 from dev.tiny.mini_common import OPEN, encoded, scenes, write_bytes
 from dev.tiny.questions import Question
-from dev.tiny.world import Scene
 from llava.eval.engine.answers import write_lines
+from llava.eval.probe.drawing import Scene
 
 QUESTIONS = 16
 

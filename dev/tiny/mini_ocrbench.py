@@ -10,7 +10,7 @@ from dev.tiny import questions as ask
 from dev.tiny.mini import command
 from dev.tiny.mini_common import encoded, scenes, write_bytes
 from dev.tiny.questions import Question
-from dev.tiny.world import Scene
+from llava.eval.probe.drawing import Scene
 
 PICTURES = 12
 # Kind of question -> OCRBench's type and data set.

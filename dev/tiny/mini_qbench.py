@@ -11,7 +11,7 @@ from dev.tiny.mini import command
 from dev.tiny.mini_common import OPEN, Choice, encoded, scenes, with_options, write_bytes
 from dev.tiny.mini_mmbench import WORDS_CN, chinese
 from dev.tiny.questions import Question
-from dev.tiny.world import Scene
+from llava.eval.probe.drawing import Scene
 
 PICTURES = 8
 IN_CONTEXT_OTHER = 3  # Q-Bench's number for questions about a part of the image that are not about distortions

@@ -14,8 +14,8 @@ from dev.tiny.mini import command
 from dev.tiny.mini_common import encoded, scenes, write_bytes
 from dev.tiny.questions import Question, ask_color
 from dev.tiny.several import PICTURES, VIDEO, drift, sample_question
-from dev.tiny.world import Scene, render
 from llava.eval.engine.answers import write_lines
+from llava.eval.probe.drawing import Scene, render
 
 PAIRS, CLIPS, QUESTIONS_PER_CLIP = 30, 30, 2
 FRAMES_PER_SECOND = 2  # at which Qwen's reader samples: it takes every frame

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from dev.tiny.mini import command
 from dev.tiny.mini_common import OPEN, Choice, encoded, scenes, with_options, write_bytes
-from dev.tiny.world import COLORS, SHAPES
 from llava.eval.engine.choices import LETTERS
 from llava.eval.engine.choices import ask as lettered
+from llava.eval.probe.drawing import COLORS, SHAPES
 
 PICTURES, TEXTS = 24, 8
 KINDS = ("color", "shape", "side", "number")

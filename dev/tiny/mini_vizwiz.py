@@ -10,7 +10,7 @@ from dev.tiny import questions as ask
 from dev.tiny.mini import command
 from dev.tiny.mini_common import another, encoded, scenes, ten_answers, write_bytes
 from dev.tiny.questions import Question, yes_no
-from dev.tiny.world import SHAPES, Scene
+from llava.eval.probe.drawing import SHAPES, Scene
 
 PICTURES = 24
 UNANSWERABLE = "unanswerable"

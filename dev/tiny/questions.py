@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from dev.tiny.world import COLORS, SHAPES, SIGN, Scene, Thing
+from llava.eval.probe.drawing import COLORS, SHAPES, SIGN, Scene, Thing
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 COUNT_WORDS = ("zero", "one", "two", "three", "four")

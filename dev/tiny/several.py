@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 from dev.tiny.questions import Question, ask_color, ask_number, ask_presence, ask_shape
-from dev.tiny.world import Scene, Thing, view_window
+from llava.eval.probe.drawing import Scene, Thing, view_window
 
 ASKERS = {"color": ask_color, "shape": ask_shape, "number": ask_number, "presence": ask_presence}
 WEIGHTS = (1.0, 1.0, 1.5, 1.5)

@@ -13,7 +13,8 @@ from torch import nn
 
 from dev.tiny.batches import normalise
 from dev.tiny.model import IMAGE_PX, WIDTH, TinyLlava
-from dev.tiny.world import IMAGE_SIZES, Scene, sample_scene, view_window
+from dev.tiny.world import IMAGE_SIZES, sample_scene
+from llava.eval.probe.drawing import Scene, view_window
 from llava.model.anyres import merge_tiles, resize_and_pad_image, select_best_resolution
 
 PINPOINTS = [[336, 672], [672, 336]]

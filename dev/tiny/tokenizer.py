@@ -8,7 +8,7 @@ from pathlib import Path
 import sentencepiece
 
 from dev.tiny.questions import COUNT_WORDS, SHORT_ANSWER
-from dev.tiny.world import COLORS, KINDS
+from llava.eval.probe.drawing import COLORS, KINDS
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

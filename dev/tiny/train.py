@@ -30,7 +30,7 @@ from dev.tiny.model import WIDTH, TinyLlava, export
 from dev.tiny.questions import Mix
 from dev.tiny.tiles import PINPOINTS, TinyNext, scenes_of_one_size, squeezed, stack_views
 from dev.tiny.tokenizer import train_tokenizer
-from dev.tiny.world import render
+from llava.eval.probe.drawing import render
 
 WARMUP_STEPS = 100
 FLOOR = 0.02  # of the peak learning rate, at the end

@@ -14,7 +14,8 @@ from dev.tiny.batches import TRAINING_LONE_SHARE, normalise
 from dev.tiny.codes import encode_facts
 from dev.tiny.qwen.model import TOKEN_PX
 from dev.tiny.tiles import squeezed
-from dev.tiny.world import IMAGE_SIZES, SIGN, Scene, patch_labels, render, sample_scene
+from dev.tiny.world import IMAGE_SIZES, patch_labels, sample_scene
+from llava.eval.probe.drawing import SIGN, Scene, render
 
 MIN_TOKENS, MAX_TOKENS = 256, 512  # the processor's limits, in visual tokens
 TRAINED_TOKENS = 400  # larger ones are the same but slower

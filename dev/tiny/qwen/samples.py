@@ -13,7 +13,8 @@ from dev.tiny.questions import Mix, Question, sample_questions
 from dev.tiny.qwen.pictures import MIN_TOKENS, TRAINED_TOKENS, Grid, codes_of, frames_of, sample_grid, scenes_of_size
 from dev.tiny.qwen.prompts import Visual, places_of
 from dev.tiny.several import FRAMES, VIDEO, drift, sample_of_two, sample_question
-from dev.tiny.world import IMAGE_SIZES, Scene
+from dev.tiny.world import IMAGE_SIZES
+from llava.eval.probe.drawing import Scene
 
 KINDS, SHARES = ("one", "two", "video"), (0.6, 0.2, 0.2)
 MAX_SHAPES = 4
