@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md and docs/kernels.md, from docs/results/latency-*.json and the like."""
+"""The tables of docs/performance.md, kernels.md and data.md, from docs/results/latency-*.json and the like."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.latency_report import HEADS, cells, groups
 from llava.eval.engine.suite_table import markdown
+from llava.eval.probe import validate
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -82,9 +83,25 @@ def kernels_table(result: dict[str, Any]) -> str:
     return "\n".join([*markdown(heads, body), "", rate, "", _source(result)])
 
 
+def evidence_table(result: dict[str, Any]) -> str:
+    """Targets that a strategy hits, of made-up features."""
+    heads = list(result["rows"][0])
+    body = [[str(value) for value in row.values()] for row in result["rows"]]
+    kept = f"{result['keep']} of 576 tokens kept, means over {result['seeds']} seeds."
+    return "\n".join([*markdown(heads, body), "", f"{kept} {_source(result)}"])
+
+
+def probe_table(result: dict[str, Any]) -> str:
+    """Validation of the probe sets."""
+    samples = sorted({figures["samples"] for figures in result["cells"].values() if "samples" in figures})
+    asked = f"Percent right, of {' or '.join(map(str, samples))} questions a cell."
+    return "\n".join([validate.to_markdown(result), "", f"{asked} {_source(result)}"])
+
+
 # page -> {marker: table of one results file}
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "performance.md": {"latency": latency_tables, "selection-scaling": scaling_table},
+    "data.md": {"probe": probe_table, "evidence": evidence_table},
     "kernels.md": {"kernel-builds": builds_table, "kernels": kernels_table},
 }
 

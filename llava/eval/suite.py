@@ -106,17 +106,27 @@ class Suite:
             return {"error": one_line(error)}
 
     def _evaluate(self, benchmark: str, setting: Setting) -> dict[str, Any]:
-        task, data = tasks.get(benchmark), self.data_of(benchmark)
-        examples = task.examples(data)
+        (task, split), data = part_of(benchmark), self.data_of(benchmark)
+        split = task.split(data, split)
+        examples = task.examples(data, split)
         answers = self.runner.folder / benchmark / f"{setting.name}.jsonl"
-        last = self.runner.answer(task, data, examples, answers, setting.flags())
-        figures = task.figures(data, list(read_lines(answers)), answers.with_suffix(""))
+        last = self.runner.answer(task, data, examples, answers, setting.flags(), split)
+        figures = task.figures(data, list(read_lines(answers)), answers.with_suffix(""), split)
         if last is not None:
             figures |= {
                 "tokens": [last.visual_before[0], last.visual_after[0]],
                 "mean_tokens": last.mean_visual_tokens[0],
             }
         return figures
+
+
+def part_of(benchmark: str) -> tuple[tasks.Task, str | None]:
+    """The task and the split that `task` or `task:split` names, None where it names none. Raises UserError."""
+    name, _, split = benchmark.partition(":")
+    task = tasks.get(name)
+    if split and split not in task.splits:
+        raise UserError(f"{name} has no split {split!r}; known: {', '.join(task.splits)}")
+    return task, split or None
 
 
 def _words(text: str) -> list[str]:
@@ -142,7 +152,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--ckpt", default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
     parser.add_argument("--data", default=str(EMBEDDED_DATA), help="folder that holds the benchmarks' folders")
-    parser.add_argument("--benchmarks", type=_words, default="textvqa,pope,mme")
+    parser.add_argument(
+        "--benchmarks", type=_words, default="textvqa,pope,mme", help="names, or name:split for one part of a benchmark"
+    )
     parser.add_argument("--keep", type=_numbers, default="192,128,64", help="budgets in vision tokens")
     parser.add_argument("--strategies", type=_words, default="dart,random,uniform")
     parser.add_argument("--pivot-orders", type=_words, default="original")
@@ -154,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.strategies:
         dart.strategies.get(name)
     for name in args.benchmarks:
-        tasks.get(name)
+        part_of(name)
     if Ranks.from_environment().count > 1:
         raise UserError(
             "the suite is one process; several share one benchmark: accelerate launch -m llava.eval.run ..."

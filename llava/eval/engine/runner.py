@@ -37,9 +37,18 @@ class Runner:
         return load(self._arguments(self.folder, []))
 
     def answer(
-        self, task: Task, data: Path, examples: Sequence[Example], answers: Path, flags: Sequence[str]
+        self,
+        task: Task,
+        data: Path,
+        examples: Sequence[Example],
+        answers: Path,
+        flags: Sequence[str],
+        split: str | None = None,
     ) -> PruneReport | None:
-        """Answer what is not answered yet; the report of the last pruned prefill. Raises UserError for bad input."""
+        """Answer what is not answered yet; the report of the last pruned prefill. Raises UserError for bad input.
+
+        split: of the task, which `examples` are of; by default the first that is installed.
+        """
         args = self._arguments(answers, flags)
-        task.complete(args, data, task.split(data))
+        task.complete(args, data, task.split(data, split))
         return run(args, self.loaded, examples).report

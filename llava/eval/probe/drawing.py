@@ -149,9 +149,9 @@ def _background(scene: Scene) -> Image.Image:
     return Image.fromarray(field_.clip(0, 255).astype(np.uint8))
 
 
-def render(scene: Scene) -> Image.Image:
-    """The image (RGB, `scene.size`) as a camera would see it."""
-    image = _background(scene)
+def render(scene: Scene, backdrop: Image.Image | None = None) -> Image.Image:
+    """The image (RGB, `scene.size`) as a camera would see it. backdrop: what is behind the things, else the scene's."""
+    image = _background(scene) if backdrop is None else backdrop.copy()
     draw = ImageDraw.Draw(image)
     side = max(scene.size)
     x0, y0, _, _ = view_window(scene.size)

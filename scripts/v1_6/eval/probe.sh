@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# probe.sh [Reduction_Ratio] [Max_Num_Trunction], LLaVA-NeXT: without arguments 320 tokens, with "none" the unpruned model; see scripts/lib/eval.sh for the environment.
+# SPLIT names the set (docs/data.md); it is made on first use, in playground/data/eval unless DATA says where.
+source "$(dirname "${BASH_SOURCE[0]}")/../../lib/eval_next.sh"
+DATA="${DATA:-$ROOT/playground/data/eval}" run_benchmark probe "${1:-}" "${2:-}"
