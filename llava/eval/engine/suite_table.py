@@ -25,6 +25,7 @@ TITLES = {
     "mmvet": "MM-Vet",
     "llavabench": "LLaVA-Bench",
     "easy_vqa": "easy-VQA",
+    "probe": "Probe",
 }
 SEED = re.compile(r"-seed\d+$")
 NOT_RUN = "-"
