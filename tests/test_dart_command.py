@@ -380,7 +380,7 @@ def test_bad_options(tmp_path, capsys):
         assert f"--device {device} is not here" in refused(capsys, *start, "--device", device)
     assert "--save-overlay" in refused(capsys, *start, "--save-overlay", tmp_path / "out.xyz")
     assert "folder that exists" in refused(capsys, *start, "--json", tmp_path / "none" / "out.json")
-    assert "known: dart" in refused(capsys, *start, "--strategy", "best")
+    assert "known: cdpruner" in refused(capsys, *start, "--strategy", "best")
     assert "at least one pivot" in refused(capsys, *start, "--image-pivots", "0", "--text-pivots", "0")
     assert "--frames" in refused(capsys, *start, "--frames", "0")
     assert "--seed" in refused(capsys, *start, "--seed", "9" * 30)

@@ -197,6 +197,6 @@ def perfect(name: str, rows: list[Example]) -> list[str]:
 def test_right_answers_score_full_marks(name: str) -> None:
     task = tasks.get(name)
     examples = list(task.examples(MINI))
-    answers = [answer_row(e, text, "m") for e, text in zip(examples, perfect(name, examples), strict=True)]
+    answers = [answer_row(e, text, "m", {}) for e, text in zip(examples, perfect(name, examples), strict=True)]
     assert task.score(MINI, answers)["score"] == 100.0
     assert 24 <= len(examples) <= 48

@@ -75,8 +75,8 @@ def perfect(name: str, rows: list[Example]) -> list[str]:
 def test_right_answers_score_full_marks(name: str) -> None:
     task = tasks.get(name)
     examples = list(task.examples(MINI))
-    answers = [answer_row(e, text, "m") for e, text in zip(examples, perfect(name, examples), strict=True)]
+    answers = [answer_row(e, text, "m", {}) for e, text in zip(examples, perfect(name, examples), strict=True)]
     figures = task.score(MINI, answers)
     assert figures["score"] == (len(examples) if name == "ocrbench" else 100.0)
-    constant = [answer_row(e, "A", "m") for e in examples]
+    constant = [answer_row(e, "A", "m", {}) for e in examples]
     assert task.score(MINI, constant)["score"] <= 0.6 * figures["score"]
