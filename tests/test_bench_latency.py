@@ -145,7 +145,7 @@ def test_a_checkpoint_of_transformers(tmp_path):
     ("arguments", "message"),
     [
         (["--keep", "3000"], "a budget of 3000 drops none of 256 visual tokens"),
-        (["--strategies", "drat"], "--strategies must be of dart, "),
+        (["--strategies", "drat"], "--strategies must be of cdpruner, "),
         (["--attn", "flash"], "--attn must be of sdpa, eager, flash_attention_2, got flash"),
         (["--dtype", "int8"], "--dtype must be of"),
         (["--layer", "4"], "--layer must be below the model's 4 layers, got 4"),
