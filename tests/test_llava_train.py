@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, CLIPVisionConfig, CLIPVisionModel, Train
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import dart
+from dart.training import drawn
 from dart.utils import UserError
 from llava.constants import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
@@ -29,7 +30,6 @@ from llava.train import checkpoints, conversations, sampling, train
 from llava.train.arguments import parse, translate
 from llava.train.conversations import BadSample
 from llava.train.data import collate
-from llava.train.pruning import drawn
 from llava.train.setup import load_learner, plan
 from llava.train.trainer import parameter_groups
 
@@ -374,7 +374,7 @@ class StopAfter(TrainerCallback):
 def interrupted(arguments) -> None:
     class Interrupted(train.LlavaTrainer):
         def __init__(self, *args, **kwargs):
-            super().__init__(*args, **{**kwargs, "callbacks": [*(kwargs["callbacks"] or []), StopAfter()]})
+            super().__init__(*args, **kwargs, callbacks=[StopAfter()])
 
     train.train(arguments, Interrupted)
 

@@ -97,6 +97,7 @@ class Forward:
         self.valid: HostCopy | None = None
         self.ids: HostCopy | None = None  # of the first module, for strategies that ask for the question
         self.labels: torch.Tensor | None = None
+        self.learned: torch.Tensor | None = None  # the labels that the loss was taken over, one for each of the logits
         self.embeddings: torch.Tensor | None = None
         self.length = 0
         self.kept: list[StageKept] = []

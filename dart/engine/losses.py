@@ -24,9 +24,20 @@ def kept_labels(labels: torch.Tensor, length: int) -> torch.Tensor:
     """
     forward = CURRENT.get() or FINISHED.get()
     kept = forward.kept[-1].rows if forward is not None and forward.kept else None
-    if kept is None or labels.shape[1] == length or kept.shape != (len(labels), length):
-        return labels
-    return labels_of_rows(labels, kept)
+    if kept is not None and labels.shape[1] != length and kept.shape == (len(labels), length):
+        labels = labels_of_rows(labels, kept)
+    if forward is not None:
+        forward.learned = labels
+    return labels
+
+
+def last_labels(labels: torch.Tensor) -> torch.Tensor:
+    """LongTensor [B, S']: one for each of the logits of the last forward of a pruned model in this thread.
+
+    labels: [B, S] as they were given to it, which come back where it dropped and merged nothing.
+    """
+    forward = FINISHED.get()
+    return labels if forward is None or forward.learned is None else forward.learned
 
 
 def loss_of_kept(model: Any, output: Any, labels: torch.Tensor, forward: Forward, arguments: dict[str, Any]) -> Any:
@@ -40,6 +51,7 @@ def loss_of_kept(model: Any, output: Any, labels: torch.Tensor, forward: Forward
         labels = labels_of_rows(labels, forward.kept[-1].rows)
     if logits.shape[1] != labels.shape[1]:
         labels = labels[:, -logits.shape[1] :]
+    forward.learned = labels
     text = model.config.get_text_config(decoder=True)
     extra = {name: arguments[name] for name in ("num_items_in_batch",) if arguments.get(name) is not None}
     loss = model.loss_function(logits=logits, labels=labels, vocab_size=text.vocab_size, **extra)

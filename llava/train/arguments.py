@@ -102,7 +102,14 @@ class PruningArguments:
     """Which visual tokens are dropped while the model learns."""
 
     strategy: str | None = field(default=None, metadata={"help": "dart, fastv, random, ...; default: none are dropped"})
-    keep: str = field(default="128", metadata={"help": "tokens that stay: 128, or 64-192 drawn anew for every step"})
+    keep: str | None = field(
+        default=None, metadata={"help": "tokens that stay: 128 (default), or 64-192 drawn anew for every step"}
+    )
+    epic: str | None = field(
+        default=None, metadata={"help": "distil from a lower compression: tcd, lcd, icd, tcd-coded"}
+    )
+    alpha: float | None = field(default=None, metadata={"help": "weight of the distillation; default: the preset's"})
+    temperature: float | None = field(default=None, metadata={"help": "of the distillation; default: the preset's"})
     pruned_layer: int = 2
     pivot_image_token: int = 4
     pivot_text_token: int = 4
@@ -199,9 +206,10 @@ def _check(arguments: Arguments) -> None:
         raise UserError(
             "--tune_mm_mlp_adapter trains the projector alone: leave out --lora_enable, --freeze_mm_mlp_adapter"
         )
-    if arguments.pruning.strategy and training.deepspeed and _zero_stage(training) == 3:
+    pruning = arguments.pruning
+    if (pruning.strategy or pruning.epic) and training.deepspeed and _zero_stage(training) == 3:
         raise UserError(
-            f"--strategy {arguments.pruning.strategy} cannot run under ZeRO-3: a process whose batch is text would not "
+            f"{f'--epic {pruning.epic}' if pruning.epic else f'--strategy {pruning.strategy}'} cannot run under ZeRO-3: a process whose batch is text would not "
             "fetch the weights that the others choose tokens with: use scripts/zero2.json"
         )
     _check_lora(training)

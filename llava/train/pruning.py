@@ -1,31 +1,56 @@
-"""Visual tokens dropped while a LLaVA learns: any strategy of `dart`, its budget drawn anew for every step."""
+"""The flags of what is dropped while a LLaVA learns, as `dart.training` and `dart.epic` take it."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
-
-import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState
 
 import dart
+from dart.epic import PRESETS, Epic
+from dart.training import DartCallback
 from dart.utils import UserError
 from llava.train.arguments import PruningArguments
 
+DEFAULT_KEEP = "128"
+DEFAULT_STRATEGY = "dart"  # of --epic
 
-def pruning_config(args: PruningArguments) -> tuple[dart.DartConfig, range] | None:
-    """(the settings, the budgets to draw from), None without --strategy. Raises UserError naming the flag."""
+
+def pruning_callback(args: PruningArguments) -> DartCallback | None:
+    """What prunes, None without --strategy. Raises UserError naming the flag."""
     if args.strategy is None:
         return None
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", args.keep)
+    config, budgets = _settings(args, args.strategy, args.keep or DEFAULT_KEEP)
+    return DartCallback(config, budgets)
+
+
+def epic_settings(args: PruningArguments) -> tuple[Epic, dart.DartConfig] | None:
+    """(schedule and loss, strategy), None without --epic. Raises UserError naming the flag."""
+    if args.epic is None:
+        if args.alpha is not None or args.temperature is not None:
+            raise UserError("--alpha and --temperature are of --epic, which is not given")
+        return None
+    if args.epic not in PRESETS:
+        raise UserError(f"--epic must be one of {', '.join(PRESETS)}, got {args.epic!r}")
+    if args.keep is not None:
+        raise UserError(f"--keep {args.keep}: --epic has a schedule of its own, leave it out")
+    given = {"weight": args.alpha, "temperature": args.temperature}
+    try:
+        epic = replace(PRESETS[args.epic], **{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise UserError(f"--alpha (weight), --temperature: {error}") from error
+    return epic, _settings(args, args.strategy or DEFAULT_STRATEGY, DEFAULT_KEEP)[0]
+
+
+def _settings(args: PruningArguments, strategy: str, keep: str) -> tuple[dart.DartConfig, range]:
+    """(the settings, the budgets to draw from)."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", keep)
     least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, -1)
     if not 0 < least <= most:
-        raise UserError(f"--keep must be a number of tokens (128) or a range (64-192), got {args.keep!r}")
+        raise UserError(f"--keep must be a number of tokens (128) or a range (64-192), got {keep!r}")
     try:
         config = dart.DartConfig(
             keep=most,
-            strategy=args.strategy,
+            strategy=strategy,
             layer=args.pruned_layer,
             image_pivots=args.pivot_image_token,
             text_pivots=args.pivot_text_token,
@@ -35,43 +60,3 @@ def pruning_config(args: PruningArguments) -> tuple[dart.DartConfig, range] | No
     except (TypeError, ValueError) as error:
         raise UserError(f"--strategy, --keep and what belongs to them: {error}") from error
     return config, range(least, most + 1)
-
-
-def drawn(budgets: range, seed: int, step: int) -> int:
-    """The budget of a step: a function of the seed and the step, so that ranks agree and a resumed run goes on."""
-    generator = torch.Generator().manual_seed(seed)
-    return budgets[int(torch.randint(len(budgets), (step + 1,), generator=generator)[-1])]
-
-
-class PruningCallback(TrainerCallback):
-    """Prunes `model` from the first step of a training to its last, with a budget drawn out of `budgets` for each."""
-
-    def __init__(self, model: Any, config: dart.DartConfig, budgets: range):
-        self.model, self.config, self.budgets = model, config, budgets
-        self.handle: dart.PruneHandle | None = None
-
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        keep = drawn(self.budgets, args.seed, state.global_step)
-        if self.handle is None or self.handle.config.keep != keep:
-            self.detach()
-            self.handle = dart.prune(self.model, replace(self.config, keep=keep))
-
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.detach()
-
-    def detach(self) -> None:
-        """Take the pruning off, also after a training that failed."""
-        if self.handle is not None:
-            self.handle.remove()
-            self.handle = None
-
-    def figures(self) -> dict[str, float]:
-        """For the log: visual tokens before and after, of a sample of the last batch with pictures."""
-        report = None if self.handle is None else self.handle.last
-        if report is None:
-            return {}
-        seen = [pair for pair in zip(report.visual_before, report.visual_after, strict=True) if pair[0]]
-        return {
-            "visual_tokens": sum(before for before, _ in seen) / len(seen),
-            "visual_tokens_kept": sum(after for _, after in seen) / len(seen),
-        }

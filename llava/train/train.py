@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from dart.utils import exits_cleanly, needed
+from dart.epic import EpicTrainer
+from dart.utils import UserError, exits_cleanly, needed
 from llava.conversation import get_template
 from llava.train.arguments import Arguments, parse
 from llava.train.checkpoints import check_saving, to_resume
 from llava.train.conversations import check_tokenizer
 from llava.train.data import Conversations, Encoder
-from llava.train.pruning import PruningCallback, pruning_config
+from llava.train.pruning import epic_settings, pruning_callback
 from llava.train.setup import Plan, load_learner, plan, size_of
 from llava.train.trainer import LlavaTrainer
 
@@ -59,12 +60,23 @@ def in_all_processes(names: Sequence[str]) -> list[str]:
     return sorted({name for each in gathered for name in each})
 
 
-def train(arguments: Arguments, trainer_class: type[LlavaTrainer] = LlavaTrainer) -> LlavaTrainer:
-    """The whole run; returns its trainer. Everything that can be refused is refused before the first step."""
+class LlavaEpicTrainer(EpicTrainer, LlavaTrainer):
+    """Distils a LLaVA."""
+
+
+def train(arguments: Arguments, trainer_class: type[LlavaTrainer] | None = None) -> LlavaTrainer:
+    """The whole run; returns its trainer. Everything that can be refused is refused before the first step.
+
+    trainer_class: of one's own; for --epic one with `dart.epic.EpicTrainer` in it.
+    """
     training = arguments.training
     if arguments.notes:
         say("flags: " + "; ".join(arguments.notes))
-    pruning = pruning_config(arguments.pruning)
+    epic = epic_settings(arguments.pruning)
+    more: dict[str, Any] = {"pruning": pruning_callback(arguments.pruning)}
+    if epic is not None:
+        needed("matplotlib.figure", "plot")
+        more = {"epic": epic[0], "config": epic[1]}
     checkpoint = to_resume(str(training.output_dir), training.resume_from_checkpoint, training.overwrite_output_dir)
     if training.deepspeed and training.use_cpu:
         # transformers does it on GPUs alone, and ZeRO-3 divides weights already while they are read.
@@ -76,21 +88,14 @@ def train(arguments: Arguments, trainer_class: type[LlavaTrainer] = LlavaTrainer
     say(*check_saving(learner, str(training.output_dir), not training.save_only_model))
     trained = sum(size_of(parameter) for parameter in learner.model.parameters() if parameter.requires_grad)
     say(f"{len(dataset)} samples, {len(dataset.left_out)} left out without their pictures; {trained:,} weights learn")
-    callback = None if pruning is None else PruningCallback(learner.model, *pruning)
-    trainer = trainer_class(
-        learner,
-        training,
-        dataset,
-        figures=None if callback is None else callback.figures,
-        callbacks=None if callback is None else [callback],
-    )
+    kind: Any = trainer_class or (LlavaTrainer if epic is None else LlavaEpicTrainer)
+    try:
+        trainer = kind(learner, training, dataset, **more)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if checkpoint:
         say(f"goes on from {checkpoint}")
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    finally:
-        if callback is not None:
-            callback.detach()
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
     trainer.save_model()
     skipped = in_all_processes(sorted(trainer.skipped))

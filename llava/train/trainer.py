@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,12 +11,11 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
 
+from dart.training import DartTrainer
 from llava.train import checkpoints
 from llava.train.data import Conversations, collate
 from llava.train.sampling import EpochSampler, by_modality_and_length, shuffled
 from llava.train.setup import FULL, PROJECTOR, Learner
-
-Figures = Callable[[], Mapping[str, float]]
 
 
 class _TellsTheEpoch(TrainerCallback):
@@ -30,18 +28,15 @@ class _TellsTheEpoch(TrainerCallback):
         self.sampler.set_epoch(int(state.epoch or 0))
 
 
-class LlavaTrainer(Trainer):
+class LlavaTrainer(DartTrainer, Trainer):
     """Trains a `Learner` on `Conversations`.
 
     The loss is the mean over the learned tokens of the whole step, whatever number of processes and of accumulated
-    batches shares it. figures: called at every log, for what goes with the loss. skipped: names of the samples that
-    were replaced so far, on this process.
+    batches shares it. skipped: names of the samples that were replaced so far, on this process.
     """
 
-    def __init__(
-        self, learner: Learner, args: Any, dataset: Conversations, figures: Figures | None = None, **more: Any
-    ):
-        self.learner, self.figures = learner, figures
+    def __init__(self, learner: Learner, args: Any, dataset: Conversations, **more: Any):
+        self.learner = learner
         self.skipped: set[str] = set()
         super().__init__(
             model=learner.model,
@@ -79,10 +74,6 @@ class LlavaTrainer(Trainer):
         # transformers takes one step more when a run that has reached its last step is started again.
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        more = self.figures() if self.figures is not None and "loss" in logs else {}
-        super().log({**logs, **more}, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = output_dir or self.args.output_dir
