@@ -170,7 +170,7 @@ class EpicTrainer(DartTrainer):
 
     epic: a preset's name, or an `Epic`. config: strategy and its settings; the schedule sets the budget, and the layer
     where it moves. The log has ratios, gap, layer and both losses; at the end they are drawn into `epic.png` of the
-    output folder. The teacher runs first, without dropout. Raises ValueError for an unknown preset, label smoothing, and
+    output folder. The teacher runs first, without dropout. Raises ValueError for an unknown preset, label smoothing and
     what `EpicCallback` refuses; dart.utils.UserError without matplotlib.
     """
 

@@ -208,8 +208,9 @@ def _check(arguments: Arguments) -> None:
         )
     pruning = arguments.pruning
     if (pruning.strategy or pruning.epic) and training.deepspeed and _zero_stage(training) == 3:
+        flag = f"--epic {pruning.epic}" if pruning.epic else f"--strategy {pruning.strategy}"
         raise UserError(
-            f"{f'--epic {pruning.epic}' if pruning.epic else f'--strategy {pruning.strategy}'} cannot run under ZeRO-3: a process whose batch is text would not "
+            f"{flag} cannot run under ZeRO-3: a process whose batch is text would not "
             "fetch the weights that the others choose tokens with: use scripts/zero2.json"
         )
     _check_lora(training)
