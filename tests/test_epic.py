@@ -84,6 +84,8 @@ def test_student_and_teacher_of_a_step():
     assert len({uniform(0, step) for step in range(20)}) == 20
     with pytest.raises(ValueError, match="layers of its own"):
         EpicCallback(replace(CONFIG, strategy="pyramiddrop"), PRESETS["lcd"], 4)
+    with pytest.raises(ValueError, match="layer=4 drops nothing"):
+        EpicCallback(replace(CONFIG, layer=4), PRESETS["tcd"], 4)
 
 
 # A user's own Trainer.
