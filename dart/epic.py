@@ -122,7 +122,7 @@ def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: floa
 class EpicCallback(DartCallback):
     """Knows student and teacher of the step that began last.
 
-    Raises ValueError for a layer that the decoder does not have, and for a strategy that acts at layers of its own where
+    Raises ValueError for a layer that the decoder does not have and for a strategy with layers of its own where
     the schedule moves the layer.
     """
 
@@ -131,7 +131,7 @@ class EpicCallback(DartCallback):
         self.epic, self.layers = epic, layers
         self.student, self.teacher = config, config
         if epic.last_layer is None and config.layer >= layers:
-            raise ValueError(f"layer={config.layer} drops nothing in a decoder of {layers} layers: choose a smaller one")
+            raise ValueError(f"layer={config.layer} drops nothing in a decoder of {layers}: choose a smaller one")
         if epic.last_layer is not None:
             if not 0 < epic.last_layer < layers:
                 raise ValueError(f"the layer goes down to {epic.last_layer}, which a decoder of {layers} does not have")
