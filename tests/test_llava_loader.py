@@ -71,6 +71,53 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(checkpoint):
         load(checkpoint)
 
 
+def damage(checkpoint, kind: str) -> None:
+    config, last = checkpoint / "config.json", checkpoint / "pytorch_model-00002-of-00002.bin"
+    if kind in ("nan", "inf"):
+        tensors_ = torch.load(last, weights_only=True)
+        tensors_["lm_head.weight"][3, 5] = float(kind)
+        torch.save(tensors_, last)
+    elif kind == "cut .bin":
+        last.write_bytes(last.read_bytes()[:1000])
+    elif kind == "cut .safetensors":
+        save_file(weights(checkpoint), checkpoint / "model.safetensors", {"format": "pt"})
+        whole = (checkpoint / "model.safetensors").read_bytes()
+        (checkpoint / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    elif kind == "tokenizer":
+        (checkpoint / "tokenizer.model").write_bytes(b"\x00garbage")
+    elif kind == "index":
+        (checkpoint / "pytorch_model.bin.index.json").write_text("[1]")
+    elif kind == "config list":
+        config.write_text("[]")
+    else:
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": "wide"}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("nan", "NaN or infinite in float32: lm_head.weight \\(1 in all"),
+        ("inf", "NaN or infinite"),
+        *((kind, "llava") for kind in ("cut .bin", "cut .safetensors", "tokenizer", "index", "config list", "config")),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_error(checkpoint, kind, said):
+    damage(checkpoint, kind)
+    with pytest.raises(ValueError, match=said):
+        load(checkpoint)
+
+
+@pytest.mark.parametrize("size", [3, 5000])
+def test_a_tokenizer_of_another_size_is_refused(checkpoint, monkeypatch, size):
+    class Other:
+        def __len__(self) -> int:
+            return size
+
+    monkeypatch.setattr("llava.model.builder.AutoTokenizer.from_pretrained", lambda folder: Other())
+    with pytest.raises(ValueError, match=f"has {size} tokens for the .* rows of the model's embedding"):
+        load(checkpoint)
+
+
 @pytest.mark.parametrize("layout", ["single.bin", "single.safetensors", "sharded.safetensors"])
 def test_layouts(checkpoint, layout):
     tensors_ = weights(checkpoint)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, BitsAndBytesConfig, CLIPVisionConfig
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dart.utils import checkpoint_folder, device_of, dtype_of
+from dart.utils import UserError, checkpoint_folder, device_of, dtype_of, one_line
 from llava.constants import DEFAULT_IM_END_TOKEN, DEFAULT_IM_START_TOKEN, DEFAULT_IMAGE_PATCH_TOKEN
 from llava.files import read_json
 from llava.model.checkpoint import weight_names
@@ -33,6 +33,7 @@ LANGUAGE_MODELS: dict[str, Any] = {
 }
 ADDED_PARTS = ("mm_projector", "image_newline")  # what LLaVA adds to a language model, the tower aside
 HF_TYPES = ("llava", "llava_next")
+LEAST_VOCABULARY = 0.5  # of the embedding's rows that a tokenizer uses; more than padding leaves free is another's
 
 
 def load_pretrained_model(
@@ -55,28 +56,59 @@ def load_pretrained_model(
     """
     device = device if isinstance(device, torch.device) else device_of(device)
     dtype = _dtype(torch_dtype if torch_dtype is not None else kwargs.pop("dtype", None), device)
-    folder = checked_folder(model_path)
-    base = checked_folder(model_base) if model_base else folder
-    _check_lora(folder, model_base)
-    check_tokenizer(base)
-    config = _config(folder)
-    if getattr(config, "mm_vision_tower", None) is None:
-        raise ValueError(f"{model_path}/config.json has no mm_vision_tower: expected an original LLaVA checkpoint")
     placement = _placement(device, device_map, load_8bit, load_4bit, dtype)
-    options = {"attn_implementation": attn_implementation, **placement, **kwargs}
-    tower_path = resolve_tower(config.mm_vision_tower, folder, base)
-    model = load_weights(base, config, dtype, partial=base != folder, options=options)
-    load_tower(model, tower_path, dtype)
-    if base != folder:
-        model = _apply_trained_part(model, folder)
-    if not placement:
-        model.to(device)
-    tokenizer = _load_tokenizer(base, model)
-    image_processor = CLIPImageProcessorPil.from_pretrained(tower_path)
-    model.eval()
-    # Old checkpoints store a max_length that would compete with max_new_tokens.
-    model.generation_config.max_length = None
-    return tokenizer, model, image_processor, getattr(config, "max_sequence_length", DEFAULT_CONTEXT)
+    with _naming(model_path):
+        folder = checked_folder(model_path)
+        base = checked_folder(model_base) if model_base else folder
+        _check_lora(folder, model_base)
+        check_tokenizer(base)
+        config = _config(folder)
+        if getattr(config, "mm_vision_tower", None) is None:
+            raise ValueError(f"{model_path}/config.json has no mm_vision_tower: expected an original LLaVA checkpoint")
+        options = {"attn_implementation": attn_implementation, **placement, **kwargs}
+        tower_path = resolve_tower(config.mm_vision_tower, folder, base)
+        model = load_weights(base, config, dtype, partial=base != folder, options=options)
+        load_tower(model, tower_path, dtype)
+        if base != folder:
+            model = _apply_trained_part(model, folder)
+        if not placement:
+            model.to(device)
+        check_finite(model)
+        tokenizer = _load_tokenizer(base, model)
+        image_processor = CLIPImageProcessorPil.from_pretrained(tower_path)
+        model.eval()
+        # Old checkpoints store a max_length that would compete with max_new_tokens.
+        model.generation_config.max_length = None
+        return tokenizer, model, image_processor, getattr(config, "max_sequence_length", DEFAULT_CONTEXT)
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Turns whatever a broken checkpoint makes libraries raise into a ValueError about the model `path`."""
+    try:
+        yield
+    except (UserError, FileNotFoundError, ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and os.path.basename(path.rstrip("/")) in str(error):
+            raise
+        raise ValueError(
+            f"model {path} cannot be loaded: {one_line(error)}; a damaged file must be fetched anew"
+        ) from error
+
+
+def check_finite(model: Any) -> None:
+    """Raises ValueError naming the parameters with NaN or infinite values: every answer would be wrong."""
+    wrong = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point() and not weight.is_meta and not bool(weight.isfinite().all())
+    ]
+    if wrong:
+        raise ValueError(
+            f"the checkpoint has weights that are NaN or infinite in {str(model.dtype).removeprefix('torch.')}: "
+            f"{', '.join(wrong[:3])} ({len(wrong)} in all); get it again or load it in another dtype"
+        )
 
 
 def check_tokenizer(folder: str) -> None:
@@ -219,6 +251,12 @@ def _whole(parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[A
 
 def _load_tokenizer(folder: str, model: Any) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if not LEAST_VOCABULARY * rows <= len(tokenizer) <= rows:
+        raise ValueError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens for the {rows} rows of the model's embedding: "
+            "it is damaged or another model's, get it again"
+        )
     added = []
     if getattr(model.config, "mm_use_im_patch_token", True):
         added.append(DEFAULT_IMAGE_PATCH_TOKEN)
