@@ -69,3 +69,30 @@ def stand_in(
     finally:
         http.shutdown()
         http.server_close()
+
+
+@contextmanager
+def drip(pause: float, times: int) -> Iterator[str]:
+    """The address of a server whose reply is a space every `pause` seconds, `times` times."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(times))
+            self.end_headers()
+            for _ in range(times):
+                self.wfile.write(b" ")
+                time.sleep(pause)
+
+        def log_message(self, *_: object) -> None:
+            """Tests read stderr."""
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads, http.block_on_close = True, False
+    http.handle_error = lambda *_: None
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{http.server_address[1]}/v1"
+    finally:
+        http.shutdown()
+        http.server_close()

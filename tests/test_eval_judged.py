@@ -6,10 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from judge_server import StandIn, stand_in
+from judge_server import StandIn, drip, stand_in
 
 from dart.utils import UserError
 from llava.eval import eval_gpt_review_bench, eval_mmvet, score, summarize_gpt_review, tasks
@@ -102,6 +103,37 @@ def test_the_key_goes_to_no_other_host_and_is_never_shown(monkeypatch: pytest.Mo
         with pytest.raises(UserError, match=r"wrong key: \(the key\)") as raised:
             own.ask(HELLO, 0.0, 1)
     assert "secret" not in str(raised.value) + repr(own)
+
+
+def test_a_key_that_is_none_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sec\nret")
+    with pytest.raises(UserError, match="OPENAI_API_KEY has characters") as raised:
+        Judge.from_environment("m")
+    assert "sec" not in str(raised.value)
+
+
+def test_a_pause_that_the_server_asks_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    began = time.monotonic()
+    with stand_in(lambda n, _: 503 if n == 0 else "hi", headers={"Retry-After-Ms": "300"}) as server:
+        use(server, monkeypatch)
+        assert Judge.from_environment("m").ask(HELLO, 0.0, 1) == "hi"
+    assert time.monotonic() - began > 0.3
+
+
+def test_a_reply_has_a_longest_size_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judge, "LONGEST_REPLY", 1 << 20)
+    monkeypatch.setattr(judge, "TRIES", 1)
+    with stand_in(lambda *_: "x" * (2 << 20)) as server:
+        use(server, monkeypatch)
+        with pytest.raises(UserError, match="its reply is longer than 1 MiB"):
+            Judge.from_environment("m").ask(HELLO, 0.0, 1)
+    with drip(pause=0.1, times=50) as url:
+        monkeypatch.setenv("OPENAI_BASE_URL", url)
+        monkeypatch.setenv("JUDGE_TIMEOUT", "0.5")
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"no answer within 0\.5 s"):
+            Judge.from_environment("m").ask(HELLO, 0.0, 1)
+        assert time.monotonic() - began < 3
 
 
 def test_without_openai_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,12 @@ JUDGE_MODEL (default: the benchmark's official judge), JUDGE_TIMEOUT in seconds.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,8 @@ OPENAI = "https://api.openai.com/v1"
 TIMEOUT_SECONDS = 120.0
 LONGEST_TIMEOUT_SECONDS = 3600
 TRIES = 5
+LONGEST_REPLY = 4 << 20  # bytes
+OF_THE_STREAM = ("content-encoding", "content-length", "transfer-encoding")  # headers that no longer hold once read
 SHOWN = 120  # characters of a reply in an error message
 NO_KEY = "none"  # openai's client wants one; it is not sent
 NO_COMPLETION = "its reply is no chat completion"
@@ -53,19 +57,38 @@ class Judge:
                 "the judge is needed now: set OPENAI_API_KEY (or OPENAI_BASE_URL for a server of your own, JUDGE_MODEL "
                 "for its model) and run the same command again; the answers are kept"
             )
+        if not (key.isascii() and key.isprintable()):
+            raise UserError("OPENAI_API_KEY has characters that no key has, such as a line break: set it again")
         _check_url(url or OPENAI)
         return cls(url or OPENAI, key, os.environ.get("JUDGE_MODEL") or model, _timeout())
 
     @functools.cached_property
     def _client(self) -> Any:
         """Repeats requests that fail for a passing reason; follows no redirect, which could carry the key elsewhere."""
-        openai = needed("openai", "eval")
+        openai, httpx, seconds = needed("openai", "eval"), needed("httpx", "eval"), self.timeout
+
+        class Bounded(openai.DefaultHttpxClient):
+            """Reads no reply that is longer or takes longer than allowed."""
+
+            def send(self, request: Any, **options: Any) -> Any:
+                began = time.monotonic()
+                response, data = super().send(request, **options | {"stream": True}), b""
+                with contextlib.closing(response):
+                    for part in response.iter_bytes():
+                        data += part
+                        if len(data) > LONGEST_REPLY:
+                            raise httpx.ReadError(f"its reply is longer than {LONGEST_REPLY >> 20} MiB")
+                        if time.monotonic() - began > seconds:
+                            raise httpx.ReadTimeout("the whole reply took too long", request=request)
+                headers = [(n, v) for n, v in response.headers.items() if n not in OF_THE_STREAM]
+                return httpx.Response(response.status_code, headers=headers, content=data, request=request)
+
         return openai.OpenAI(
             base_url=self.url,
             api_key=self.key or NO_KEY,
             timeout=self.timeout,
             max_retries=TRIES - 1,
-            http_client=openai.DefaultHttpxClient(follow_redirects=False),
+            http_client=Bounded(follow_redirects=False),
         )
 
     def ask(self, messages: Messages, temperature: float, max_tokens: int) -> str:
