@@ -15,8 +15,9 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata, util
 from pathlib import Path
@@ -26,16 +27,21 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 Sample = dict[str, float]
-USAGE_ERROR = 2
+UNFINISHED, USAGE_ERROR = 1, 2
 INTERRUPTED = 130
 DTYPES = ("float32", "float16", "bfloat16")
 WEIGHTS = ("config.json", "*.safetensors", "*.bin")
-BLOCK_BYTES, BLOCKS = 1 << 20, 64
+BLOCK_BYTES, LARGE_BYTES = 1 << 20, 64 << 20
+SETTLED_SECONDS = 2.0  # a file written since may change again without a new time
 MEMORY_IS_SHORT = ("out of memory", "can't allocate memory")
 
 
 class UserError(Exception):
     """Bad input: the message names the input, what was expected and what to do."""
+
+
+class Unfinished(UserError):
+    """A run that went on to its end and left something out: exit code 1. The message says what, and how to make up."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,13 +59,17 @@ def one_line(error: BaseException) -> str:
 def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
     """Decorate a command's `main`: one line instead of a traceback.
 
-    Bad input, a full disk and too little memory print `error: ...` and exit with code 2; Ctrl-C exits with code 130.
+    Bad input, a full disk and too little memory print `error: ...` and exit with code 2, a run that left something out
+    with code 1; Ctrl-C exits with code 130.
     """
 
     @functools.wraps(main)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        code = USAGE_ERROR
         try:
             return main(*args, **kwargs)
+        except Unfinished as error:
+            message, code = one_line(error), UNFINISHED
         except (UserError, ValueError, OSError, MemoryError) as error:
             message = one_line(error)
         except RuntimeError as error:
@@ -70,7 +80,7 @@ def exits_cleanly(main: Callable[P, R]) -> Callable[P, R]:
             print("interrupted; run the same command again to resume", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
         print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(USAGE_ERROR)
+        raise SystemExit(code)
 
     return wrapper
 
@@ -95,10 +105,14 @@ def device_of(name: str | None) -> Any:
     torch = importlib.import_module("torch")
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError:
-        raise ValueError(f"device {name!r} is unknown: expected cpu, cuda or cuda:N") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name}: torch sees {torch.cuda.device_count()} CUDA devices here; cpu always works")
+        torch.zeros(1, device=device).item()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"--device {name} is not here: expected cpu, cuda, cuda:1 and so on (this machine has "
+            f"{torch.cuda.device_count()} CUDA devices); {one_line(error)}"
+        ) from None
     return device
 
 
@@ -128,18 +142,35 @@ def checkpoint_folder(path: str) -> str:
 
 
 def fingerprint(folder: str | Path | None) -> str | None:
-    """A hash that tells checkpoints apart without reading them whole; None for what is no folder.
+    """A hash of a checkpoint's weights and configs, their names, sizes and bytes; None for what is no folder.
 
-    It covers the names and sizes of the weights' files, their bytes (of large ones, blocks all over them), the config.
+    That of a large checkpoint is remembered by the files' sizes and times, in the user's cache folder.
     """
     if folder is None or not os.path.isdir(folder):
         return None
-    digest, root = hashlib.sha256(), Path(folder)
-    for path in sorted({path for pattern in WEIGHTS for path in root.rglob(pattern)}):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(root)} {size} ".encode())
+    root = Path(folder)
+    stats = {p: p.stat() for p in sorted({path for pattern in WEIGHTS for path in root.rglob(pattern)})}
+    newest = max((stat.st_mtime for stat in stats.values()), default=0.0)
+    large = sum(stat.st_size for stat in stats.values()) > LARGE_BYTES
+    if not large or time.time() - newest < SETTLED_SECONDS:
+        return _digest(root, stats)
+    known = [(str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dart-vlm" / "checkpoints"
+    entry = cache / hashlib.sha256(repr((str(root.resolve()), known)).encode()).hexdigest()
+    with suppress(OSError):
+        return entry.read_text(encoding="ascii")
+    digest = _digest(root, stats)
+    with suppress(OSError):  # a folder that cannot be written: hashed again the next time
+        write_text(entry, digest)
+    return digest
+
+
+def _digest(root: Path, stats: Mapping[Path, os.stat_result]) -> str:
+    digest = hashlib.sha256()
+    for path, stat in stats.items():
+        digest.update(f"{path.relative_to(root)} {stat.st_size} ".encode())
         with path.open("rb") as file:
-            for start in (*range(0, size, max(BLOCK_BYTES, size // BLOCKS)), max(0, size - BLOCK_BYTES)):
+            for start in (*range(0, stat.st_size, BLOCK_BYTES), max(0, stat.st_size - BLOCK_BYTES)):
                 file.seek(start)
                 digest.update(file.read(BLOCK_BYTES))
     return digest.hexdigest()
@@ -153,6 +184,10 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # a full disk does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -175,7 +210,7 @@ def read_json(path: str | Path) -> Any:
     with open(path, encoding="utf-8") as file:
         try:
             return json.load(file)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON ({error}): get the file again") from error
 
 

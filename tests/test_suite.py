@@ -1,6 +1,7 @@
 """The table of benchmarks, strategies and budgets."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -79,12 +80,30 @@ def test_checkpoints_differ_by_content_not_by_name(tmp_path):
 def test_weights_that_changed_within_a_file_are_another_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(utils, "BLOCK_BYTES", 4)
     weights, told = bytearray(1000), set()
-    for place in (None, 496, 999):  # 496 lies in a block, 999 in the last one
+    for place in (None, 496, 503, 999):
         if place is not None:
             weights[place] = 1
         (tmp_path / "model.safetensors").write_bytes(weights)
         told.add(fingerprint(tmp_path))
-    assert len(told) == 3
+    assert len(told) == 4
+
+
+def test_a_large_checkpoint_is_hashed_once_for_its_sizes_and_times(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "LARGE_BYTES", 4)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    weights, made = tmp_path / "ckpt" / "model.safetensors", []
+    weights.parent.mkdir()
+    digest_of = utils._digest
+    monkeypatch.setattr(utils, "_digest", lambda *given: made.append(digest_of(*given)) or made[-1])
+    told = []
+    for content, seconds in ((b"one one", 1), (b"one one", 1), (b"two two", 2)):
+        weights.write_bytes(content)
+        os.utime(weights, (seconds, seconds))
+        told.append(fingerprint(weights.parent))
+    assert told[0] == told[1] != told[2] and len(made) == 2
+    os.utime(weights)  # now: it may change again within this time
+    fingerprint(weights.parent), fingerprint(weights.parent)
+    assert len(made) == 4
 
 
 @pytest.fixture(scope="module")

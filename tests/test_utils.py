@@ -9,7 +9,16 @@ import sys
 import pytest
 
 from dart import utils
-from dart.utils import UserError, checkpoint_folder, device_of, dtype_of, exits_cleanly, is_hub_name, write_json
+from dart.utils import (
+    Unfinished,
+    UserError,
+    checkpoint_folder,
+    device_of,
+    dtype_of,
+    exits_cleanly,
+    is_hub_name,
+    write_json,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,6 +27,7 @@ from dart.utils import UserError, checkpoint_folder, device_of, dtype_of, exits_
         (UserError("no\n  such   thing"), 2, "error: no such thing\n"),
         (ValueError("bad"), 2, "error: bad\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
+        (Unfinished("two are missing"), 1, "error: two are missing\n"),
         (RuntimeError("CUDA out of memory. Tried"), 2, "error: CUDA out of memory. Tried\n"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume\n"),
     ],
@@ -61,7 +71,7 @@ def test_hub_names_and_folders_are_told_apart(tmp_path, monkeypatch):
 
 def test_devices_and_dtypes_that_do_not_exist_are_named():
     assert str(device_of("cpu")) == "cpu" and str(dtype_of("bfloat16")) == "torch.bfloat16"
-    for make, name in ((device_of, "gpu0"), (device_of, "cuda:99"), (dtype_of, "int8")):
+    for make, name in ((device_of, "gpu0"), (device_of, "cuda:99"), (device_of, "meta"), (dtype_of, "int8")):
         with pytest.raises(ValueError, match=name):
             make(name)
 

@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.video_utils import VideoMetadata
 
 from dart.media import Video
-from dart.utils import UserError, one_line
+from dart.utils import UserError, device_of, one_line
 from dart.views import Sources, find_views
 from dart.viz import View
 
@@ -65,9 +65,9 @@ def load(path: str, device: str | None, dtype: str | None, attention: str | None
     """A checkpoint from a folder or the hub.
 
     device None: a GPU where there is one. dtype None: float32 on a CPU, else the checkpoint's (or the plug-in's
-    choice). Raises UserError naming what is missing, wrong or not supported.
+    choice). Raises UserError or ValueError naming what is missing, wrong or not supported.
     """
-    place = _device(device)
+    place = device_of(device)
     path = os.path.expanduser(path)
     if not os.path.isdir(path) and (path.startswith((".", "/")) or path.count("/") != 1):
         raise UserError(f"model {path} does not exist: expected a folder with a checkpoint, or a hub name")
@@ -82,18 +82,6 @@ def load(path: str, device: str | None, dtype: str | None, attention: str | None
         raise
     except Exception as error:  # a broken checkpoint makes libraries raise anything
         raise UserError(f"model {path} cannot be loaded: {one_line(error)}") from error
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"--device {name} is not here: expected cpu, cuda, cuda:1 and so on (this machine has "
-            f"{torch.cuda.device_count()} CUDA devices); {one_line(error)}"
-        ) from None
-    return device
 
 
 def _check_type(path: str, plugins: list[str]) -> None:
