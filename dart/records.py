@@ -18,7 +18,7 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a JSON-lines file. Raises UserError naming the number of a broken line."""
     if not path.is_file():
         raise UserError(f"{path} does not exist")
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             row = parse_line(line, path, number)
             if row is not None:
@@ -30,13 +30,13 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def parse_line(line: str, path: Path, number: int) -> dict[str, Any] | None:
+def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any] | None:
     """The row of one line, None for an empty one. Raises UserError naming a broken line."""
     if not line.strip():
         return None
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of bytes that are no text
         raise UserError(f"{path} line {number} is no JSON ({error}); repair or remove the line") from error
     if not isinstance(row, dict):
         raise UserError(f"{path} line {number} must be a JSON object, got {type(row).__name__}")
@@ -78,7 +78,7 @@ class JsonLines:
     def __init__(self, path: Path):
         check_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path, self._file = path, path.open("a+b")
+        self.path, self._file = path, path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -90,8 +90,18 @@ class JsonLines:
         self._file.seek(0, os.SEEK_END)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        self._file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
-        self._file.flush()
+        """Raises UserError on a full disk; then the file ends with the last whole row."""
+        line, size = (json.dumps(row, ensure_ascii=False) + "\n").encode(), os.fstat(self._file.fileno()).st_size
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self._file.truncate(size)
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}); what is there stays: make room and run the same "
+                "command again"
+            ) from error
 
     def __enter__(self) -> Self:
         return self

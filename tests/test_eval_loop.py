@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import resource
 import shutil
 import signal
 import struct
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dart.utils import UserError
 from llava.eval.engine import loop
 from llava.eval.engine.answers import AnswersFile
 from llava.eval.engine.examples import Example
@@ -162,7 +164,7 @@ def test_two_writers_are_refused(data, tmp_path, capsys):
         (["--sparse", "--image_token_start_index", "40"], "40 but the input's picture has 35"),
         (["--sparse", "--image_token_length", "100"], "100 but the input's picture has 576"),
         (["--conv-mode", "nope"], "nope"),
-        (["--device", "nope"], "device 'nope' is unknown"),
+        (["--device", "nope"], "--device nope is not here"),
         (["--num_beams", "0"], "--num_beams must be 1 or more, got 0"),
         (["--top_p", "0"], "--top_p must be above 0"),
         (["--num-chunks", "2", "--chunk-idx", "2"], "--chunk-idx 2"),
@@ -188,7 +190,8 @@ def test_the_question_file_is_no_answers_file(data, tmp_path, capsys, more):
     questions = tmp_path / "q.jsonl"
     questions.write_bytes(before := (data / "questions.jsonl").read_bytes())
     (tmp_path / "link.jsonl").symlink_to(questions)
-    for answers in (questions, tmp_path / "link.jsonl"):
+    (tmp_path / "hard.jsonl").hardlink_to(questions)
+    for answers in (questions, tmp_path / "link.jsonl", tmp_path / "hard.jsonl"):
         message = refused(capsys, data, answers, "--question-file", str(questions), *more)
         assert "the question file are both" in message
     assert questions.read_bytes() == before and [path.name for path in tmp_path.glob(".*")] == []
@@ -198,6 +201,23 @@ def test_a_device_or_a_pipe_is_no_answers_file(data, tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe")
     for answers in (Path("/dev/zero"), tmp_path / "pipe", tmp_path):
         assert "is no regular file" in refused(capsys, data, answers)
+
+
+def test_a_full_disk_keeps_whole_answers_and_names_the_file(tmp_path):
+    settings, rows = {"a": 1}, [{"n": k, "text": "x" * 100} for k in range(50)]
+    path, before = tmp_path / "a.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
+    said = r"a\.jsonl cannot be written .*what is there stays"
+    with AnswersFile(path, settings) as answers, pytest.raises(UserError, match=said):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            for row in rows:
+                answers.append(row)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows[: len(path.read_text().splitlines())]
+    with AnswersFile(path, settings) as answers:
+        answers.append(rows[-1])
+    assert json.loads(path.read_text().splitlines()[-1]) == rows[-1]
 
 
 def bomb() -> bytes:
@@ -223,6 +243,29 @@ def test_a_bad_picture_is_named_and_earlier_answers_stay(data, tmp_path, capsys,
     answers = tmp_path / "a.jsonl"
     assert "2.png" in refused(capsys, data, answers, "--image-folder", str(tmp_path), "--batch-size", batch)
     assert len(answers.read_text().splitlines()) == 2
+    shutil.copy(data / "2.png", bad)  # mended: the same command goes on
+    assert len(run(data, answers, "--image-folder", str(tmp_path), "--batch-size", batch).splitlines()) == QUESTIONS
+
+
+@pytest.mark.parametrize("batch", ["1", "4"])
+def test_a_skipped_question_is_listed_and_asked_again(data, tmp_path, whole, capsys, batch):
+    images, answers = shutil.copytree(data, tmp_path / "images"), tmp_path / "a.jsonl"
+    good = (images / "2.png").read_bytes()
+    (images / "2.png").write_bytes(b"no picture")
+    own = ("--sparse", "--batch-size", batch, "--image-folder", str(images), "--on-error", "skip")
+    for _ in range(2):
+        with pytest.raises(SystemExit) as stop:
+            run(data, answers, *own)
+        said = capsys.readouterr()
+        assert stop.value.code == 1 and "Traceback" not in said.err
+        assert "error: 1 of 6 questions failed and have no answer, the first one: question 1: image file" in said.err
+        assert "1 failed" in said.out and len(answers.read_text().splitlines()) == QUESTIONS - 1
+        (row,) = [json.loads(line) for line in (tmp_path / "a.jsonl.failed").read_text().splitlines()]
+        assert row["question_id"] == 1 and "2.png" in row["error"]
+    assert "2.png" in refused(capsys, data, answers, *own[:-1], "fail")
+    (images / "2.png").write_bytes(good)
+    assert sorted(run(data, answers, *own).splitlines()) == sorted(whole.splitlines())
+    assert not (tmp_path / "a.jsonl.failed").exists()
 
 
 SAMPLED = ("--temperature", "1.5", "--top_p", "0.95")
@@ -273,7 +316,8 @@ def test_another_model_or_question_file_is_not_resumed(data, tmp_path, capsys):
     fewer.write_text("".join((data / "questions.jsonl").read_text().splitlines(keepends=True)[:-1]))
     assert "questions_sha256" in refused(capsys, data, answers, "--question-file", str(fewer))
     images = shutil.copytree(data, tmp_path / "images")
-    shutil.copy(images / "1.png", images / "0.png")
+    changed = (images / "0.png").read_bytes()
+    (images / "0.png").write_bytes(changed[:-1] + b"!")  # of the same size
     assert "questions_sha256" in refused(capsys, data, answers, "--image-folder", str(images))
 
 

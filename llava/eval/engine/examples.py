@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,7 +53,7 @@ class Example:
 def read_question_file(path: Path, images: Path) -> list[Example]:
     """LLaVA's JSON lines {"question_id", "image", "text", ...}, images relative to the folder `images`.
 
-    Raises UserError for a broken line or one without the needed fields.
+    Raises UserError for a broken line, one without the needed fields, and a file without questions.
     """
     examples = []
     for number, row in enumerate(read_lines(path), 1):
@@ -60,7 +61,11 @@ def read_question_file(path: Path, images: Path) -> list[Example]:
             raise UserError(
                 f"{path} question {number} lacks {', '.join(missing)}; expected the fields {', '.join(QUESTION_FIELDS)}"
             )
+        if not isinstance(row["image"], str) or not isinstance(row["text"], str):
+            raise UserError(f"{path} question {number}: image and text must be strings; repair the line")
         examples.append(Example(row["question_id"], row["text"], images / row["image"]))
+    if not examples:
+        raise UserError(f"{path} has no questions; expected JSON lines with the fields {', '.join(QUESTION_FIELDS)}")
     return examples
 
 
@@ -85,17 +90,33 @@ def open_questions(examples: Sequence[Example], done: Counter[Key]) -> list[Exam
     return todo
 
 
-def digest_of(examples: Sequence[Example]) -> str:
-    """A hash of the questions and of their images' names and sizes (or contents, of images that are no files)."""
+def digest_of(examples: Sequence[Example], unread: Collection[Key] = ()) -> str:
+    """A hash of the questions and of their images' names and contents; unread: questions whose image does not count."""
     digest = hashlib.sha256()
     for example in examples:
         image = example.image
-        if isinstance(image, Path):
-            shown: Any = (image.name, image.stat().st_size if image.is_file() else None)
+        if key_of(example.question_id, example.prompt) in unread:
+            shown: Any = None
+        elif isinstance(image, Path):
+            shown = (image.name, _content(image))
         else:
             shown = image and hashlib.sha256(image).hexdigest()
         digest.update(repr((example.question_id, example.text, example.prompt, shown)).encode())
     return digest.hexdigest()
+
+
+def _content(path: Path) -> str | None:
+    """A hash of a file, None where there is none; read again only when its size or time has changed."""
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    return _hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def _hash(path: Path, size: int, mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_pictures(examples: Sequence[Example], folder: Path, source: str) -> None:

@@ -16,15 +16,25 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dart import PruneHandle, PruneReport
-from dart.utils import UserError
+from dart.utils import Unfinished, UserError, checkpoint_folder, write_json
 from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
 from llava.dart_args import check_image_span, dart_config, dart_settings, pruned
-from llava.eval.engine.answers import AnswersFile, Key, answer_id, check_regular
+from llava.eval.engine.answers import AnswersFile, Key, answer_id, check_regular, key_of, settings_file
 from llava.eval.engine.examples import Example, chunk_of, digest_of, open_questions, read_question_file
 from llava.eval.engine.model import Loaded, add_model_arguments, generate, load
 from llava.eval.engine.prompts import Batch, Encoded, build_prompt, collate, encode
-from llava.eval.engine.ranks import Ranks, answers_so_far, merge, parts_of, remove
+from llava.eval.engine.ranks import (
+    Ranks,
+    answers_so_far,
+    failed_so_far,
+    failures_file,
+    failures_of,
+    merge,
+    parts_of,
+    remove,
+    write_failures,
+)
 from llava.eval.engine.sampling import check_decoding
 from llava.files import fingerprint
 from llava.mm_utils import get_model_name_from_path
@@ -55,6 +65,13 @@ def add_loop_arguments(parser: argparse.ArgumentParser, files: bool = True) -> N
     )
     parser.add_argument("--overwrite", action="store_true", help="throw earlier answers away")
     parser.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="skip: a question whose picture cannot be read is left out and listed in ANSWERS.failed; the run goes on, "
+        "ends with exit code 1, and the same command asks it again",
+    )
+    parser.add_argument(
         "--blind", action="store_true", help="replace every picture by grey: what can be answered without it"
     )
     parser.add_argument(
@@ -81,7 +98,7 @@ class EncodedExamples(Dataset):
         try:
             image = example.picture()
         except (FileNotFoundError, ValueError) as error:
-            return UserError(f"question {example.question_id}: {error}; answers so far are kept")
+            return UserError(f"question {example.question_id}: {error}")
         if image is not None and self.args.blind:
             image = image.point(lambda _: GREY)
         if image is not None and self.args.blur:
@@ -111,11 +128,16 @@ def workers_of(args: argparse.Namespace, loaded: Loaded) -> int:
     return GPU_WORKERS if loaded.model.device.type == "cuda" else 0
 
 
-def _collate(rows: list[Encoded | UserError]) -> tuple[Batch | None, UserError | None]:
-    """The examples before the first failed one as one batch (None without any), and that failure."""
-    good = [row for row in itertools.takewhile(lambda row: isinstance(row, Encoded), rows) if isinstance(row, Encoded)]
-    error = next((row for row in rows if isinstance(row, UserError)), None)
-    return (collate(good) if good else None), error
+def _collate(rows: list[Encoded | UserError]) -> tuple[Batch | None, list[UserError | None]]:
+    """What could be encoded as one batch, None without any; for each row its error."""
+    good = [row for row in rows if isinstance(row, Encoded)]
+    return (collate(good) if good else None), [row if isinstance(row, UserError) else None for row in rows]
+
+
+def _collate_to_first_error(rows: list[Encoded | UserError]) -> tuple[Batch | None, list[UserError | None]]:
+    """As `_collate`, without the rows after the first error."""
+    errors = (number for number, row in enumerate(rows, 1) if isinstance(row, UserError))
+    return _collate(rows[: next(errors, len(rows))])
 
 
 def settings_of(args: argparse.Namespace, examples: Sequence[Example]) -> dict[str, Any]:
@@ -125,8 +147,10 @@ def settings_of(args: argparse.Namespace, examples: Sequence[Example]) -> dict[s
         "model_base": args.model_base and get_model_name_from_path(args.model_base),
         "dart": dart_settings(args),
         "seed": args.seed if args.temperature > 0 else None,
-        "questions_sha256": digest_of(examples),
-        "checkpoint_sha256": [fingerprint(path) for path in (args.model_path, args.model_base)],
+        "questions_sha256": digest_of(examples, failures_of(Path(args.answers_file))),
+        "checkpoint_sha256": [
+            path and fingerprint(checkpoint_folder(path)) for path in (args.model_path, args.model_base)
+        ],
     }
 
 
@@ -209,11 +233,34 @@ def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequen
         remove(*parts_of(path))
     with AnswersFile(ranks.part(path), settings, args.overwrite) as answers, pruned(loaded.model, args) as handle:
         done = answers_so_far(path, settings)
-        _answer(examples, ranks, done, answers, loaded, args, handle)
+        try:
+            _answer(examples, ranks, done, answers, loaded, args, handle)
+        finally:
+            now = settings_of(args, examples)
+            if ranks.count == 1 and now != settings:  # a picture that could not be read may be mended
+                settings = now
+                for each in (path, *parts_of(path)):
+                    write_json(settings_file(each), settings)
         report = None if handle is None else handle.last
+    _check_failures(path, examples, settings)
     merged = merge(path, examples, settings)
     alone = ranks.count == 1 or not open_questions(examples, done)
     return Outcome(ranks.index == 0 if alone else merged, report)
+
+
+def _check_failures(path: Path, examples: Sequence[Example], settings: dict[str, Any]) -> None:
+    """Raises Unfinished when nothing is left to ask but questions that failed.
+
+    Before that a process of several ends without an error, which would end the others too.
+    """
+    left = open_questions(examples, answers_so_far(path, settings))
+    failed = failed_so_far(path)
+    if left and all(key_of(example.question_id, example.prompt) in failed for example in left):
+        raise Unfinished(
+            f"{len(left)} of {len(examples)} questions failed and have no answer, the first one: "
+            f"{failed[key_of(left[0].question_id, left[0].prompt)]}; they are listed beside the answers "
+            f"({failures_file(path).name}), the same command asks them again"
+        )
 
 
 def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
@@ -222,7 +269,7 @@ def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
     check_decoding(args)
     answers, questions = Path(args.answers_file), Path(args.question_file)
     check_regular(answers)
-    if answers.resolve() == questions.resolve():
+    if answers.resolve() == questions.resolve() or _same(answers, questions):
         raise UserError(f"--answers-file and the question file are both {answers}: choose another --answers-file")
     if args.blur is not None and args.blur < 1:
         raise UserError(f"--blur must be 1 or more, got {args.blur}")
@@ -233,6 +280,10 @@ def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
         raise UserError(
             "--overwrite is for a single process; run it once without accelerate launch, or choose another file"
         )
+
+
+def _same(a: Path, b: Path) -> bool:
+    return a.exists() and b.exists() and a.samefile(b)
 
 
 def _say(text: str, ranks: Ranks) -> None:
@@ -261,15 +312,22 @@ def _answer(
         _say(f"resuming: {there} answers are there already", ranks)
     batches = list(batches_of(todo, args.batch_size))
     encoded = EncodedExamples(todo, loaded, args)
-    stream = DataLoader(encoded, batch_sampler=batches, collate_fn=_collate, num_workers=workers_of(args, loaded))
+    skip = args.on_error == "skip"
+    failed: list[dict[str, Any]] = []
+    stream = DataLoader(
+        encoded,
+        batch_sampler=batches,
+        collate_fn=_collate if skip else _collate_to_first_error,
+        num_workers=workers_of(args, loaded),
+    )
     with tqdm(total=len(examples), initial=there, desc="answers", file=sys.stderr, mininterval=2) as bar:
         described = False
-        for places, (batch, error) in zip(batches, stream, strict=True):
+        for places, (batch, errors) in zip(batches, stream, strict=True):
             if batch is not None:
                 first = not described and batch.images is not None
                 if first:
                     check_first_span(loaded, batch, args)
-                asked = [todo[k] for k in places[: len(batch.ids)]]
+                asked = [todo[k] for k, error in zip(places, errors, strict=False) if error is None]
                 texts = generate(loaded, batch, args, [(e.question_id, e.prompt) for e in asked])
                 if first:
                     _say(_describe(handle), ranks)
@@ -277,9 +335,17 @@ def _answer(
                 for example, text, tokens in zip(asked, texts, tokens_of(handle, batch), strict=True):
                     answers.append(answer_row(example, text, loaded.name, tokens))
                 bar.update(len(asked))
-            if error is not None:
-                raise error
+            for k, error in zip(places, errors, strict=False):
+                if error is None:
+                    continue
+                failed.append({"question_id": todo[k].question_id, "prompt": todo[k].prompt, "error": str(error)})
+                if not skip:
+                    write_failures(answers.path, failed)
+                    raise UserError(f"{error}; answers so far are kept (--on-error skip goes on without it)")
+                bar.update()
+    write_failures(answers.path, failed)
     seconds, rate = time.monotonic() - began, ""
     if todo:
         rate = f" ({len(todo) / seconds:.1f} per second)"
-    _say(f"answered {len(todo)} questions in {seconds:.1f} s{rate}", ranks)
+    left_out = f", {len(failed)} failed" if failed else ""
+    _say(f"answered {len(todo) - len(failed)} questions in {seconds:.1f} s{rate}{left_out}", ranks)

@@ -10,14 +10,23 @@ from __future__ import annotations
 import fcntl
 import os
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError, write_json
-from llava.eval.engine.answers import Key, check_settings, key_of, key_of_row, parse_line, settings_file
+from llava.eval.engine.answers import (
+    Key,
+    check_settings,
+    key_of,
+    key_of_row,
+    parse_line,
+    read_lines,
+    settings_file,
+    write_lines,
+)
 from llava.eval.engine.examples import Example
 
 
@@ -67,11 +76,35 @@ def parts_of(answers: Path) -> list[Path]:
     return sorted(p for p in answers.parent.glob(f"{answers.name}.part*of*") if p.name.rpartition("of")[2].isdigit())
 
 
+def failures_file(answers: Path) -> Path:
+    """Where the questions are listed that the writer of `answers` (a file or a part) could not ask."""
+    return answers.with_name(f"{answers.name}.failed")
+
+
+def write_failures(answers: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """rows: question_id, prompt and error of every question that its writer could not ask; no list without any."""
+    if rows:
+        write_lines(failures_file(answers), rows)
+    else:
+        failures_file(answers).unlink(missing_ok=True)
+
+
+def failures_of(answers: Path) -> dict[Key, str]:
+    """Why questions failed, by question, from the list of one writer."""
+    path = failures_file(answers)
+    return {key_of_row(row, path): str(row.get("error")) for row in (read_lines(path) if path.is_file() else ())}
+
+
+def failed_so_far(answers: Path) -> dict[Key, str]:
+    """The failures of an answers file's writer and of those of its parts."""
+    return {key: why for path in (answers, *parts_of(answers)) for key, why in failures_of(path).items()}
+
+
 def _lines(path: Path) -> Iterator[tuple[Key, bytes]]:
     """Whole lines with their keys; a last one that is being written (or was, when its writer died) is left out."""
     data = path.read_bytes() if path.is_file() else b""
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(keepends=True), 1):
-        row = parse_line(line.decode(), path, number)
+        row = parse_line(line, path, number)
         if row is not None:
             yield key_of_row(row, path), line
 
@@ -118,9 +151,10 @@ def merge(answers: Path, examples: Sequence[Example], settings: dict[str, Any]) 
 
 
 def remove(*paths: Path) -> None:
-    """Delete answers files (or parts of one) and the settings beside them."""
+    """Delete answers files (or parts of one), and the settings and lists of failures beside them."""
     for path in paths:
         path.unlink(missing_ok=True)
+        failures_file(path).unlink(missing_ok=True)
         settings_file(path).unlink(missing_ok=True)
 
 

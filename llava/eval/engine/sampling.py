@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def check_decoding(args: argparse.Namespace) -> None:
             raise UserError(f"{flag} must be 1 or more, got {value}")
     if args.top_p is not None and not 0 < args.top_p <= 1:
         raise UserError(f"--top_p must be above 0 and at most 1, got {args.top_p}")
-    if args.temperature < 0:
+    if not 0 <= args.temperature < math.inf:
         raise UserError(f"--temperature must be 0 (greedy) or more, got {args.temperature}")
     if args.temperature > 0 and args.num_beams > 1:
         raise UserError(
