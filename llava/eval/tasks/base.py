@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import csv
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from dart.utils import UserError
+from dart.utils import UserError, one_line
 from llava.eval.engine.answers import Answers, read_lines
 from llava.eval.engine.examples import Example, check_pictures, read_question_file
 from llava.eval.engine.figures import UPLOADS, emit, parts_of
 from llava.files import read_json
+
+NOT_OFFICIAL = (AttributeError, KeyError, IndexError, TypeError, UnicodeError, RecursionError, csv.Error)
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,23 @@ class Task(ABC):
         """All questions. Raises UserError naming every file or the image that is missing."""
         home, part = data / self.folder, self.splits[self.split(data, split)]
         require(home, part.files, self.source)
-        examples = self.read(home, part)
-        check_pictures(examples, home, self.source)
+        with self._official(home):
+            examples = self.read(home, part)
+            if not examples:
+                raise UserError(f"{home / part.questions} has no questions; get it from {self.source}")
+            check_pictures(examples, home, self.source)
         return examples
+
+    @contextmanager
+    def _official(self, home: Path) -> Iterator[None]:
+        """Turns what a file of another form makes its readers raise into a UserError."""
+        try:
+            yield
+        except NOT_OFFICIAL as error:
+            raise UserError(
+                f"a file in the benchmark folder {home}, or the answers file, has not the official form "
+                f"({type(error).__name__}: {one_line(error)}); get the benchmark from {self.source}"
+            ) from error
 
     def read(self, home: Path, part: Split) -> Sequence[Example]:
         """The questions of a complete folder."""
@@ -102,11 +120,12 @@ class Task(ABC):
     def figures(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> dict[str, Any]:
         """The submission file and, where the answers are public, the score."""
         name = self.split(data, split)
-        written = self.upload(data, answers, stem, name)
-        extra = {"submission": str(written)} if written is not None else {}
-        if server := self.splits[name].server:
-            return {"score": None, "samples": len(answers), "split": name, "server": server, **extra}
-        return {**self.score(data, answers, name), **({"split": name} if len(self.splits) > 1 else {}), **extra}
+        with self._official(data / self.folder):
+            written = self.upload(data, answers, stem, name)
+            extra = {"submission": str(written)} if written is not None else {}
+            if server := self.splits[name].server:
+                return {"score": None, "samples": len(answers), "split": name, "server": server, **extra}
+            return {**self.score(data, answers, name), **({"split": name} if len(self.splits) > 1 else {}), **extra}
 
     def finish(self, data: Path, answers_file: Path, split: str | None, out: str | None) -> None:
         """Score a finished answers file and print the figures, with the submission file in `answers_upload` beside it.
