@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import socket
 from pathlib import Path
 
 from dart.cli import ATTENTION, DTYPES, budget, count
@@ -36,6 +38,18 @@ def parser() -> argparse.ArgumentParser:
     return out
 
 
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at that address, which does not listen yet. Raises UserError."""
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        place.bind((host, port))
+    except (OSError, OverflowError) as error:
+        place.close()
+        raise UserError(f"cannot serve at {host}, port {port} ({one_line(error)}): choose --host and --port") from error
+    return place
+
+
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
@@ -48,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     from dart import strategies
 
     strategies.in_model(config.strategy)
+    place = bound(args.host, args.port)
     from dart.cli.loading import load
     from dart.serve.app import Limits, build_app
     from dart.serve.chat import ChatLimits
@@ -68,10 +83,8 @@ def main(argv: list[str] | None = None) -> None:
         engine = Engine(loaded, config, args.queue, Metrics())
     except TypeError as error:  # a family that DART does not know
         raise UserError(one_line(error)) from error
-    uvicorn.run(
-        build_app(engine, limits, key),
-        host=args.host,
-        port=args.port,
-        log_level="warning",
-        timeout_graceful_shutdown=args.grace,
-    )
+    app = build_app(engine, limits, key)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=args.grace))
+    print(f"{name} at http://{args.host}:{args.port}/v1", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # the server has ended by then, as it was asked to
+        server.run(sockets=[place])
