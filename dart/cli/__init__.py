@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +171,12 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    args = parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["serve"]:
+        from dart.serve.command import main as serve
+
+        return serve(given[1:])
+    args = parser().parse_args(given)
     if not args.image and not args.video:
         raise UserError("there is nothing to look at: give --image FILE or --video PATH")
     config = config_of(args)

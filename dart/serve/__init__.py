@@ -1,0 +1,1 @@
+"""`python -m dart serve`: an OpenAI-compatible chat endpoint over a pruned transformers model."""
