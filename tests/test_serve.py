@@ -255,7 +255,8 @@ def test_a_client_that_leaves_stops_its_generation(loaded, stream):
         asked = body(max_tokens=LONG, stream=stream)
         if stream:
             with client.stream("POST", address + PATH, json=asked) as answer:
-                next(answer.iter_lines())
+                lines = answer.iter_lines()  # kept: an iterator that is dropped closes the connection
+                next(lines)
                 refused(client.post(address + PATH, json=body()), 429, "try again later")
         else:
             with pytest.raises(httpx.ReadTimeout):
