@@ -154,8 +154,8 @@ def test_a_checkpoint_of_transformers(tmp_path):
         (["--compile-layers", "--engine", "static"], "--compile-layers goes with --engine eager"),
         (["--plot", "x.svg"], "--plot must name a .png file, got x.svg"),
         (["--checkpoint", "no/such/folder"], "no/such/folder"),
-        (["--device", "cuda"], "device cuda: torch sees 0 CUDA devices here"),
-        (["--device", "gpu0"], "device 'gpu0' is unknown: expected cpu, cuda or cuda:N"),
+        (["--device", "cuda"], "device cuda is not here"),
+        (["--device", "gpu0"], "device gpu0 is not here"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys):
