@@ -83,12 +83,19 @@ def _naming(what: str, expected: str) -> Iterator[None]:
         raise UserError(message) from error
 
 
+def wrong_size(size: tuple[int, int]) -> str | None:
+    """What is wrong with an image of this size, for a message about it; None: nothing."""
+    if max(size) <= MAX_SIDE and max(size) <= MAX_RATIO * min(size):
+        return None
+    return (
+        f"has {size[0]} x {size[1]} pixels: expected sides of at most {MAX_SIDE} pixels, one at most {MAX_RATIO} times "
+        "the other"
+    )
+
+
 def _check_size(size: tuple[int, int], what: str) -> None:
-    if max(size) > MAX_SIDE or max(size) > MAX_RATIO * min(size):
-        raise UserError(
-            f"{what} has {size[0]} x {size[1]} pixels: expected sides of at most {MAX_SIDE} pixels, one at most "
-            f"{MAX_RATIO} times the other; scale or cut it"
-        )
+    if (wrong := wrong_size(size)) is not None:
+        raise UserError(f"{what} {wrong}; scale or cut it")
 
 
 def _folder(folder: Path, most: int) -> Video:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,8 +25,11 @@ from transformers import (  # noqa: E402
 )
 
 GOLDEN = Path(__file__).parent / "golden"
+MINI = Path(__file__).parents[1] / "playground" / "data" / "mini"
 IMAGE_TOKEN = 99
 PATCHES = 36
+# What waits for the device.
+SYNCS = ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__", "masked_select")
 
 # Models this small compute on one thread sooner than several threads wait for each other.
 torch.set_num_threads(1)
@@ -80,3 +86,25 @@ def prompt(text_before: int, text_after: int, images: int = 1, seed: int = 0) ->
     after = torch.randint(2, 90, (text_after,), generator=generator)
     pixels = torch.randn(images, 3, 24, 24, generator=generator)
     return torch.cat([before, *middle, after])[None], pixels
+
+
+@contextmanager
+def no_host_sync(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What waits for the device raises AssertionError in here."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a host sync")
+
+    with monkeypatch.context() as patch:
+        for name in SYNCS:
+            patch.setattr(torch.Tensor, name, refuse)
+        patch.setattr(torch, "nonzero", refuse)
+        yield
+
+
+def first_questions(root: Path, count: int) -> Path:
+    """A data folder with the first questions of TextVQA-mini alone."""
+    shutil.copytree(MINI / "textvqa", root / "textvqa")
+    path = root / "textvqa" / "llava_textvqa_val_v051_ocr.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))
+    return root

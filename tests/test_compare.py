@@ -31,10 +31,9 @@ from dart.compare.command import main
 from dart.compare.data import DataSet, Sample, equals_one, normalised, open_data, own_data
 from dart.compare.plan import Rules, Setting, methods_of, settings_of
 from dart.compare.plots import front
-from dart.compare.stats import bootstrap, interval, relative_average, wins_and_losses
 from dart.compare.summary import Summary, averages
 from dart.engine.tower import SharedVision
-from dart.stats import wilson
+from dart.stats import bootstrap, interval, relative_average, wilson, wins_and_losses
 from dart.strategies.base import REGISTRY, Strategy, register
 from dart.utils import UserError
 from llava import dart_data

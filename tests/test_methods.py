@@ -416,17 +416,22 @@ def test_signals_of_a_later_stage_are_those_of_the_tokens_left():
     assert (seen[1][1] > 0).tolist() == [last - p < 20 for p in left]
 
 
-@pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "visionzip"])
 @torch.no_grad()
-def test_any_attention_kernel_gives_the_same_tokens(name):
+def check_kernels(settings):
+    """Any attention kernel gives the same tokens."""
     ids, pixels = prompt(BEFORE, AFTER)
     kept = []
     for attention in ("eager", "sdpa"):
         model = tiny_llava(attention)
-        with dart.prune(model, config(name)) as handle:
+        with dart.prune(model, settings) as handle:
             model(input_ids=ids, pixel_values=pixels)
         kept.append(handle.last.kept[0].tolist())
     assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "visionzip"])
+def test_any_attention_kernel_gives_the_same_tokens(name):
+    check_kernels(config(name))
 
 
 @torch.no_grad()
@@ -471,25 +476,29 @@ def test_divprune_takes_the_first_of_equals_and_nothing_twice():
 # The vision tower's signals.
 
 
-class TowerSpy(Strategy):
-    """Keeps the first tokens and remembers what it saw."""
-
-    needs = frozenset({"tower_features", "tower_keys", "tower_attention", "grid"})
+@contextmanager
+def spying(name, signals, layer=0):
+    """What a strategy of that name sees of its visual tokens at `layer`, reduction by reduction; it keeps the first."""
     seen: list[dict[str, torch.Tensor]] = []
 
-    def stages(self, config, layers):
-        return (Stage(0),)
+    class Spy(Strategy):
+        needs = frozenset(signals)
 
-    def reduce(self, tokens):
-        self.seen.append({name: getattr(tokens.signals, name)[tokens.visual] for name in self.needs})
-        return Reduction(tokens.visual[: tokens.keep])
+        def stages(self, config, layers):
+            return (Stage(layer),)
+
+        def reduce(self, tokens):
+            seen.append({signal: getattr(tokens.signals, signal)[tokens.visual] for signal in self.needs})
+            return Reduction(tokens.visual[: tokens.keep])
+
+    with registered(name, Spy):
+        yield seen
 
 
 @pytest.fixture
 def spied():
-    TowerSpy.seen.clear()
-    with registered("tower-spy", TowerSpy):
-        yield TowerSpy.seen
+    with spying("tower-spy", ("tower_features", "tower_keys", "tower_attention", "grid")) as seen:
+        yield seen
 
 
 def siglip_llava(attention="sdpa", pixels=40):

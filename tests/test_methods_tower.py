@@ -12,7 +12,7 @@ from conftest import IMAGE_TOKEN, PATCHES, prompt, tiny_llava
 from qwen_golden import batch as qwen_batch
 from qwen_golden import loaded as qwen
 from qwen_golden import prompt as qwen_prompt
-from test_methods import BEFORE, CLOSE, SIDE, attention_row, embed, images_of, reference, registered, staying
+from test_methods import BEFORE, CLOSE, SIDE, attention_row, embed, images_of, reference, spying, staying
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -36,7 +36,6 @@ from dart.engine.selection import merge_states
 from dart.engine.signals import Signals
 from dart.families import family_of
 from dart.families.tiles import merged_patches
-from dart.strategies import Reduction, Stage, Strategy
 from dart.strategies.base import GroupPlan, Tokens, greedy
 
 AFTER = 6
@@ -471,27 +470,13 @@ def test_vscan_reaches_a_mean_over_the_layers(model):
 # The vision tower's signals.
 
 
-class Spy(Strategy):
-    """Keeps the first tokens and remembers what it saw."""
-
-    needs = frozenset(f"tower_{name}" for name in ("features", "keys", "attention", "received")) | frozenset(
-        {"tower_attention@0.25", "tower_received@1"}
-    )
-    seen: list[dict[str, torch.Tensor]] = []
-
-    def stages(self, config, layers):
-        return (Stage(0),)
-
-    def reduce(self, tokens):
-        self.seen.append({name: getattr(tokens.signals, name)[tokens.visual] for name in self.needs})
-        return Reduction(tokens.visual[: tokens.keep])
+OF_TOWER = [f"tower_{name}" for name in ("features", "keys", "attention", "received")]
 
 
 @pytest.fixture
 def spied():
-    Spy.seen.clear()
-    with registered("spy", Spy):
-        yield Spy.seen
+    with spying("spy", [*OF_TOWER, "tower_attention@0.25", "tower_received@1"]) as seen:
+        yield seen
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -611,25 +596,11 @@ def test_a_clip_that_does_not_fit_is_refused_by_name(model, clip_folders, tmp_pa
 # Towers of other families.
 
 
-class JointSpy(Strategy):
-    """Keeps the first tokens and remembers what it saw of each row's visual tokens."""
-
-    needs = frozenset({"tower_features", "tower_attention", "tower_received", "tower_received@0.25"})
-    seen: list[dict[str, torch.Tensor]] = []
-
-    def stages(self, config, layers):
-        return (Stage(1),)
-
-    def reduce(self, tokens):
-        self.seen.append({name: getattr(tokens.signals, name)[tokens.visual] for name in self.needs})
-        return Reduction(tokens.visual[: tokens.keep])
-
-
 @pytest.fixture
 def joint():
-    JointSpy.seen.clear()
-    with registered("joint-spy", JointSpy):
-        yield JointSpy.seen
+    signals = ("tower_features", "tower_attention", "tower_received", "tower_received@0.25")
+    with spying("joint-spy", signals, layer=1) as seen:
+        yield seen
 
 
 JOINT = {"keep": 0.5, "strategy": "joint-spy", "scope": "joint"}

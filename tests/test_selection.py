@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import no_host_sync
 
 import dart
 
 S, START, N = 90, 11, 60
-SYNCS = ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__", "masked_select")
 
 
 def inputs(seed: int = 0, length: int = S):
@@ -47,14 +47,7 @@ def test_no_host_sync_with_norm_order(monkeypatch, batched, strategy):
         hidden, keys, mask = hidden.expand(2, -1, -1), keys.expand(2, -1, -1, -1), mask.expand(2, -1)
     config = dart.DartConfig(keep=24, strategy=strategy)
     plain = dart.select(hidden, keys, mask, config)
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a host sync")
-
-    with monkeypatch.context() as patch:
-        for name in SYNCS:
-            patch.setattr(torch.Tensor, name, refuse)
-        patch.setattr(torch, "nonzero", refuse)
+    with no_host_sync(monkeypatch):
         kept = dart.select(hidden, keys, mask, config)
         with pytest.raises(AssertionError):
             kept.sum().item()

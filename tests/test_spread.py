@@ -6,13 +6,12 @@ import math
 
 import pytest
 import torch
-from conftest import PATCHES, prompt, tiny_llava
+from conftest import PATCHES, no_host_sync, prompt, tiny_llava
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dart
 
 BEFORE, VISUAL, AFTER, WIDTH = 7, 48, 9, 24
-SYNCS = ("item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__", "masked_select")
 OPTIONS = [
     {},
     {"rounds": 3, "ahead": 1},
@@ -168,14 +167,7 @@ def test_nothing_as_large_as_tokens_times_tokens():
 def test_no_wait_for_the_device(monkeypatch):
     hidden, keys, mask = inputs()
     plain = dart.select(hidden, keys, mask, settings(24, norms=1.0))
-
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("a host sync")
-
-    with monkeypatch.context() as patch:
-        for name in SYNCS:
-            patch.setattr(torch.Tensor, name, refuse)
-        patch.setattr(torch, "nonzero", refuse)
+    with no_host_sync(monkeypatch):
         kept = dart.select(hidden, keys, mask, settings(24, norms=1.0))
     assert torch.equal(kept, plain)
 

@@ -2,10 +2,10 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
+from conftest import first_questions
 
 from dart import utils
 from dart.utils import UserError
@@ -108,12 +108,7 @@ def test_a_large_checkpoint_is_hashed_once_for_its_sizes_and_times(tmp_path, mon
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """TextVQA-mini with its first questions alone."""
-    root = tmp_path_factory.mktemp("data")
-    shutil.copytree(MINI / "textvqa", root / "textvqa")
-    path = root / "textvqa" / "llava_textvqa_val_v051_ocr.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:QUESTIONS]))
-    return root
+    return first_questions(tmp_path_factory.mktemp("data"), QUESTIONS)
 
 
 def run_suite(data: Path, out: Path, *flags: str) -> dict:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import first_questions
 from PIL import Image
 
 from dart.config import DartConfig
@@ -397,12 +397,7 @@ def test_a_blurred_image_has_its_size_and_fewer_details():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """TextVQA-mini with its first questions alone."""
-    root = tmp_path_factory.mktemp("data")
-    shutil.copytree(EMBEDDED_DATA / "textvqa", root / "textvqa")
-    path = root / "textvqa" / "llava_textvqa_val_v051_ocr.jsonl"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:QUESTIONS]))
-    return root
+    return first_questions(tmp_path_factory.mktemp("data"), QUESTIONS)
 
 
 def test_one_command_runs_everything_and_resumes(data, tmp_path, capsys):

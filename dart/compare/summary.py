@@ -22,8 +22,7 @@ from dart.compare.plan import (
     changes_pixels,
 )
 from dart.compare.run import Answers
-from dart.compare.stats import HALF, interval, relative_average, wins_and_losses
-from dart.stats import mcnemar
+from dart.stats import RIGHT, interval, mcnemar, relative_average, wins_and_losses
 
 MEGA = 1e6
 Cell = dict[str, Any]
@@ -166,7 +165,7 @@ def verdicts(summary: Summary) -> dict[str, list[int]]:
     for cell, settings in summary.keys.items():
         graded = [summary.grades[key] for key in settings]
         found[cell] = [
-            int(fmean(g[sample.id] for g in graded) >= HALF) if all(sample.id in g for g in graded) else -1
+            int(fmean(g[sample.id] for g in graded) >= RIGHT) if all(sample.id in g for g in graded) else -1
             for sample in summary.data.samples
         ]
     return found

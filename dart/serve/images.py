@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from PIL import Image
 
-from dart.media import MAX_RATIO, MAX_SIDE
+from dart.media import wrong_size
 from dart.serve.errors import ApiError, refused
 from dart.utils import one_line
 
@@ -66,12 +66,8 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
             "image_url",
             "too_large",
         )
-    if max(size) > MAX_SIDE or max(size) > MAX_RATIO * min(size):
-        raise refused(
-            f"an image has {width} x {height} pixels: expected sides of at most {MAX_SIDE} pixels, one at most "
-            f"{MAX_RATIO} times the other",
-            "image_url",
-        )
+    if (wrong := wrong_size(size)) is not None:
+        raise refused(f"an image {wrong}", "image_url")
 
 
 def _decoded(url: str) -> bytes:

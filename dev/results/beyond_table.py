@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from dart.compare.stats import bootstrap
-from dart.stats import wilson
+from dart.stats import bootstrap, wilson
 from dart.utils import exits_cleanly, write_text
 from dev.results.beyond import ABLATION, BEFORE, CONTROLS
 from dev.results.render import RESULTS_FOLDER

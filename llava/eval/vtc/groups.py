@@ -11,7 +11,6 @@ from dart.stats import mcnemar, wilson
 from dart.utils import UserError
 
 RATIOS = (2, 3, 4, 5, 10)  # D, per side: 25, 11.11, 6.25, 4 and 1 % of the tokens
-RIGHT = 0.5  # a score from which an answer counts as right: two of ten people's in VQA
 FLOOR = 30  # difficult questions below which there is no verdict
 TOLERANCE = 0.05  # by which the tokens of two runs may differ
 SIGNIFICANT = 0.05

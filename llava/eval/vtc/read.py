@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dart.stats import RIGHT
 from dart.utils import UserError
 from llava.eval import tasks
 from llava.eval.engine.answers import Answers, key_of_row, read_lines
 from llava.eval.engine.choices import LETTERS, choice_of
 from llava.eval.engine.loop import VISUAL_TOKENS
 from llava.eval.tasks.base import Sample
-from llava.eval.vtc.groups import RIGHT, Answer, Key, Run
+from llava.eval.vtc.groups import Answer, Key, Run
 
 SAMPLES = "_samples_"  # in the name of lmms-eval's files, before the task's
 # Part of lmms-eval's name of a task -> where its per-sample score is, the first field that is there.
