@@ -116,10 +116,18 @@ def probe_table(result: dict[str, Any]) -> str:
     return "\n".join([validate.to_markdown(result), "", f"{asked} {_source(result)}"])
 
 
+def video_table(result: dict[str, Any]) -> str:
+    """Validation of the probe sets of videos."""
+    columns = list(next(iter(result["rows"].values())))
+    body = [[name, *(f"{score:.1f}" for score in scores.values())] for name, scores in result["rows"].items()]
+    asked = f"Percent right, of {result['questions']} questions a cell."
+    return "\n".join([*markdown(["set", *columns], body), "", f"{asked} {_source(result)}"])
+
+
 # page -> {marker: table of one results file}
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "performance.md": {"latency": latency_tables, "methods": methods_table, "selection-scaling": scaling_table},
-    "data.md": {"probe": probe_table, "evidence": evidence_table},
+    "data.md": {"probe": probe_table, "video": video_table, "evidence": evidence_table},
     "kernels.md": {"kernel-builds": builds_table, "kernels": kernels_table},
 }
 
