@@ -2,7 +2,7 @@
 
 Every setting of a model is one run of its eval_scripts/lmms_eval.sh on the offline mini tasks; runs that are finished
 are not repeated while the checkpoints are the same. The models are measured side by side, each on its share of the
-cores. Writes docs/results/qwen-tiny.json and renders README.md.
+cores. Writes docs/results/qwen-tiny.json and renders docs/evidence.md.
 """
 
 from __future__ import annotations
