@@ -1,4 +1,4 @@
-"""What mkdocs.yml needs beyond mkdocs: README.md and CONTRIBUTING.md as pages, links out of docs/, formulas as MathML."""
+"""mkdocs' hooks (mkdocs.yml): README.md and CONTRIBUTING.md as pages, links out of docs/, formulas as MathML."""
 
 from __future__ import annotations
 

@@ -77,6 +77,13 @@ def test_locks_have_what_pyproject_asks_for(environment, extra):
     assert f"\nLOCKED_TORCH := {pair}\n" in (ROOT / "Makefile").read_text()
 
 
+def test_the_lock_of_the_site_has_what_its_extra_asks_for():
+    versions = locked("docs")
+    assert "torch" not in versions
+    for requirement in extras()["docs"]:
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+
+
 def test_the_oldest_lock_has_the_lower_bounds_themselves():
     versions = locked("oldest")
     for requirement in (r for r in map(Requirement, project()["dependencies"]) if r.name != "torch"):

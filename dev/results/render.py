@@ -71,7 +71,7 @@ TABLES: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
 
 
 def with_results(page: Path) -> str:
-    """The page with its tables brought up to date. Raises ValueError without the markers, OSError without a results file."""
+    """The page with its tables brought up to date. Raises ValueError where it has no markers for one of them."""
     text = page.read_text()
     for name, table in TABLES.get(page, {}).items():
         results = json.loads((RESULTS_FOLDER / f"{name}.json").read_text())
