@@ -28,6 +28,8 @@ from dev.results.speed import DOCS, replaced
 from dev.tiny.llava_data import drawn_scene, pretrain_row, talk
 from dev.tiny.mini_common import encoded, write_bytes
 from dev.tiny.questions import Mix, prompt_of, sample_questions
+from llava.eval.engine.answers import read_lines
+from llava.eval.engine.normalize import vqa_accuracy
 from llava.eval.engine.suite_table import BLIND, TITLES, UNPRUNED, markdown
 from llava.eval.suite import Setting, Suite
 from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, fingerprint, read_json
@@ -37,6 +39,8 @@ LANGUAGE_MODEL, TOWER = RUNS / "language-model", EMBEDDED_MODEL / "clip-vit-tiny
 PROJECTOR = "model.mm_projector."
 IMAGES, QUESTIONS = 4000, 8
 BENCHMARKS = ["textvqa", "pope"]
+KINDS = ("number", "color", "shape")
+ACCURACY = "POPE, % right"
 LOGGED = 10
 
 
@@ -136,13 +140,23 @@ def ask(folder: Path) -> dict[str, Any]:
     out = RUNS / "suite" / f"{folder.name}.json"
     suite = Suite(str(folder), lambda _: EMBEDDED_DATA, out, out.parent / f"{out.stem}-answers", flags)
     suite.cells(BENCHMARKS, [Setting(UNPRUNED)])
-    return suite.results["cells"]
+    return suite.results["cells"] | {"textvqa/kinds": kinds(suite.runner.folder / "textvqa" / f"{UNPRUNED}.jsonl")}
+
+
+def kinds(answers: Path) -> dict[str, float]:
+    """Percent right of each kind of the mini TextVQA's questions, which come in turn."""
+    known = read_json(EMBEDDED_DATA / "textvqa" / "TextVQA_0.5.1_val.json")["data"]
+    pairs = zip(read_lines(answers), known, strict=True)
+    right = [100 * vqa_accuracy(answer["text"], truth["answers"]) for answer, truth in pairs]
+    return {kind: round(fmean(right[k :: len(KINDS)]), 1) for k, kind in enumerate(KINDS)}
 
 
 def table(results: Mapping[str, Any]) -> str:
     def row(name: str, cells: Mapping[str, Any], setting: str, loss: str = "") -> list[str]:
         scores = [cells.get(f"{benchmark}/{setting}", {}).get("score") for benchmark in BENCHMARKS]
-        return [name, *("-" if score is None else f"{score:.1f}" for score in scores), loss]
+        parts = [cells.get("textvqa/kinds", {}).get(kind) for kind in KINDS]
+        parts.append(cells.get(f"pope/{setting}", {}).get("accuracy"))
+        return [name, *("-" if score is None else f"{score:.1f}" for score in (*scores, *parts)), loss]
 
     rows = [row(f"embedded model, {setting}", results["embedded"], setting) for setting in (BLIND, UNPRUNED)]
     for name, stage in results["stages"].items():
@@ -150,7 +164,14 @@ def table(results: Mapping[str, Any]) -> str:
         steps = f"{name}: {stage['steps']} steps of {stage['batch']}, rate {stage['rate']:g}"
         rows.append(row(steps, stage["cells"], UNPRUNED, loss))
     lines = markdown(
-        ["model", *(TITLES[benchmark] for benchmark in BENCHMARKS), f"loss, first and last {LOGGED} steps"], rows
+        [
+            "model",
+            *(TITLES[benchmark] for benchmark in BENCHMARKS),
+            *KINDS,
+            ACCURACY,
+            f"loss, first and last {LOGGED} steps",
+        ],
+        rows,
     )
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     where = f"Commit {results['commit']}, {results['date']}; {results['hardware']}; {versions}."
