@@ -44,7 +44,7 @@ VISUAL_TOKENS, TOKEN_DIGITS = "visual_tokens", 4  # in an answer's metadata
 GPU_WORKERS = 2
 SETTINGS = [
     "torch_dtype", "attn_implementation", "conv_mode", "temperature", "top_p", "num_beams", "max_new_tokens", "blind",
-    "num_chunks", "chunk_idx", "blur",
+    "num_chunks", "chunk_idx", "blur", "revision",
 ]  # fmt: skip
 
 
@@ -149,7 +149,8 @@ def settings_of(args: argparse.Namespace, examples: Sequence[Example]) -> dict[s
         "seed": args.seed if args.temperature > 0 else None,
         "questions_sha256": digest_of(examples, failures_of(Path(args.answers_file))),
         "checkpoint_sha256": [
-            path and fingerprint(checkpoint_folder(path)) for path in (args.model_path, args.model_base)
+            fingerprint(checkpoint_folder(args.model_path, args.revision)),
+            args.model_base and fingerprint(checkpoint_folder(args.model_base)),
         ],
     }
 
