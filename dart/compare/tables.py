@@ -11,7 +11,7 @@ from typing import Any
 from dart.compare.plan import BLIND, UNPRUNED
 
 Results = Mapping[str, Any]
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell begins that a spreadsheet would compute
+FORMULA = ("=", "+", "-", "@")  # how a cell begins that a spreadsheet would compute
 MARKUP = re.compile(r"[\\`*|<>\[\]]")  # what begins markup or ends a cell in Markdown
 LEVEL = 0.05  # of a p-value that is marked
 BETTER, WORSE, UNEQUAL, ASKS = "▲", "▼", "≠", "?"
@@ -36,7 +36,10 @@ def to_csv(results: Results) -> str:
 
 
 def _cell(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    text = " ".join(value.split())
+    return f"'{text}" if text.startswith(FORMULA) else text
 
 
 def plain(text: str) -> str:
