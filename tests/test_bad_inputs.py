@@ -80,6 +80,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "convert_vqav2": ("scripts.convert_vqav2_for_submission", ["--dir", "{out}", "--ckpt", "x", "--split", "y"]),
     "benchmark_latency": ("benchmarks.latency", ["--out", "{out}/a.json"]),
     "benchmark_against": ("benchmarks.against", ["--out", "{out}/a.json"]),
+    "benchmark_methods": ("benchmarks.methods", ["--out", "{out}/a.json"]),
     "benchmark_selection": ("benchmarks.selection", []),
     "benchmark_scaling": ("benchmarks.scaling", ["--out", "{out}/a.json"]),
     "benchmark_kernels": ("benchmarks.kernels", ["--out", "{out}/a.json"]),

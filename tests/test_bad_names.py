@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import io
@@ -136,7 +137,8 @@ def test_failures_of_several_processes_are_counted_together(tmp_path, monkeypatc
         (tmp_path / f"{number}.png").write_bytes(content)
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        model_vqa_loader.main([*argv, "--on-error", "skip"])
+        with contextlib.suppress(SystemExit) if rank == "0" else contextlib.nullcontext():
+            model_vqa_loader.main([*argv, "--on-error", "skip"])  # the first cannot know that the other will ask, too
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [row["question_id"] for row in rows] == [0, 1, 2, 3]
     assert not list(tmp_path.glob("a.jsonl.part*")) and not list(tmp_path.glob("*.failed"))
