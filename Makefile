@@ -26,7 +26,7 @@ ENGINE_TESTS := tests/matrix/test_matrix.py $(addprefix tests/test_,dart_command
 # Two processes, each of which computes on one thread.
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: setup setup-lmms lock clean-env demo test test-lmms test-oldest test-newest check docs bench bench-gpu
+.PHONY: setup setup-lmms lock clean-env demo test fuzz test-lmms test-oldest test-newest check docs bench bench-gpu
 
 setup: $(STAMP)
 
@@ -91,6 +91,10 @@ demo: setup
 
 test: setup
 	$(VENV)/bin/python -m pytest $(WORKERS)
+
+# 2,000 random files, configs, images, training rows and requests each, where `make test` tries about 100.
+fuzz: setup
+	DART_FUZZ=2000 $(VENV)/bin/python -m pytest tests/test_fuzz.py
 
 test-lmms: setup-lmms
 	$(LMMS)/bin/python -m pytest tests/test_lmms_*.py

@@ -26,7 +26,7 @@ from benchmarks.plot import check_chart
 from benchmarks.shapes import SHAPES, Shape, Workload, build, workload
 from dart import strategies
 from dart.engine.compiled import compile_layers
-from dart.utils import DTYPES, device_of, exits_cleanly, provenance
+from dart.utils import DTYPES, Parser, device_of, exits_cleanly, provenance
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
@@ -36,7 +36,7 @@ def _engines() -> str:
 
 
 def parser_() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", choices=SHAPES, default="tiny", help="a shape, with random weights")
     which.add_argument("--checkpoint", help="folder or hub name: an original LLaVA, or transformers' LLaVA, Qwen-VL")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from dart.utils import DTYPES, UserError, exits_cleanly
+from dart.utils import DTYPES, Parser, UserError, exits_cleanly
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_template
 from llava.model.anyres import is_anyres, parse_pinpoints
@@ -127,7 +126,7 @@ def _more_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--output", required=True)
     parser.add_argument("--torch-dtype", default="float16", choices=DTYPES)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dart.config import PIVOT_ORDERS, SCOPES, DartConfig
-from dart.utils import Parser, UserError, exits_cleanly, provenance, write_json
+from dart.utils import Parser, UserError, add_revision, checkpoint_folder, exits_cleanly, provenance, write_json
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not for --help and wrong arguments
     from dart.cli.measure import Answer
@@ -72,6 +72,7 @@ def _image_output(text: str) -> Path:
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="python -m dart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("--model", required=True, help="checkpoint folder or hub name of any supported family")
+    add_revision(out)
     out.add_argument("--image", nargs="+", action="extend", default=[], metavar="FILE", help="one image or several")
     out.add_argument("--video", nargs="+", action="extend", default=[], metavar="PATH", help="file or folder of frames")
     out.add_argument("--question", required=True)
@@ -193,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     from dart.viz import draw_views
 
     logging.disable_progress_bar()
-    loaded = load(args.model, args.device, args.dtype, args.attn_implementation)
+    loaded = load(checkpoint_folder(args.model, args.revision), args.device, args.dtype, args.attn_implementation)
     prompt = loaded.prompt(messages(args.question, len(images), len(videos)), images, videos)
     views = prompt.views() if args.save_overlay else []
     answers = ask_both(loaded.model, prompt, config, args.warm_up, args.max_new_tokens)

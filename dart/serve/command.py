@@ -10,12 +10,13 @@ from pathlib import Path
 
 from dart.cli import ATTENTION, DTYPES, budget, count
 from dart.config import DartConfig
-from dart.utils import Parser, UserError, exits_cleanly, needed, one_line
+from dart.utils import Parser, UserError, add_revision, checkpoint_folder, exits_cleanly, needed, one_line
 
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="python -m dart serve", description=__doc__)
     out.add_argument("--model", required=True, help="checkpoint folder or hub name of any supported family")
+    add_revision(out)
     out.add_argument("--name", help="the model's name for clients (default: the last part of --model)")
     out.add_argument("--keep", type=budget, default=128, help="visual tokens to keep: 128, or a share such as 0.222")
     out.add_argument("--layer", type=count(0), default=2, help="drop tokens before this decoder layer (2)")
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         args.max_bytes,
         args.timeout,
     )
-    loaded = load(args.model, args.device, args.dtype, args.attn_implementation)
+    loaded = load(checkpoint_folder(args.model, args.revision), args.device, args.dtype, args.attn_implementation)
     try:
         engine = Engine(loaded, config, args.queue, Metrics())
     except TypeError as error:  # a family that DART does not know

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, TextStreamer
 
-from dart.utils import DTYPES
+from dart.utils import DTYPES, add_revision, checkpoint_folder
 from llava.dart_args import add_dart_arguments
 from llava.eval.engine.prompts import Batch
 from llava.eval.engine.ranks import ALONE, Ranks
@@ -37,6 +37,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, default_path: str | Non
         default=default_path,
         help="folder or hub name of a LLaVA checkpoint",
     )
+    add_revision(parser)
     parser.add_argument("--model-base")
     parser.add_argument("--device")
     parser.add_argument("--torch-dtype", choices=DTYPES)
@@ -54,7 +55,7 @@ def load(args: argparse.Namespace, ranks: Ranks = ALONE) -> Loaded:
     if device is None and ranks.count > 1 and torch.cuda.is_available():
         device = f"cuda:{ranks.local % torch.cuda.device_count()}"
     tokenizer, model, processor, _ = load_pretrained_model(
-        args.model_path,
+        checkpoint_folder(args.model_path, args.revision),
         args.model_base,
         None,
         device=device,
