@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of 1 or more, got {text!r}")
+def natural(text: str, least: int = 0) -> int:
+    if not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a number of {least} or more, got {text!r}")
     return int(text)
+
+
+def positive(text: str) -> int:
+    return natural(text, 1)
 
 
 def budget(text: str) -> int | float:

@@ -1,7 +1,8 @@
 """Which strategies keep small evidence, from made-up features alone: `python -m benchmarks.evidence [--keep 64]`.
 
-No weights, a few seconds. Every registered strategy that needs only hidden states, keys and the grid takes part. The
-features are isotropic and the targets clean, so the order of the strategies means more than the numbers.
+No weights, a few seconds. Every registered strategy that needs only hidden states, keys, the grid and the question's
+tokens takes part; these tokens are random directions: a question that says nothing about the image. The features are
+isotropic and the targets clean, so the order of the strategies means more than the numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ GRID, WIDTH, HEADS = 24, 256, 4
 TEXT = 16  # tokens after the image
 BASE, BAND = 1.0, 0.6  # lengths of the direction that all visual tokens share, and of a band's own
 LAYERS = 3  # of the decoder that a strategy believes in: enough for a stage at layer 2
-GIVEN = frozenset({"raw", "hidden", "keys", "values", "grid", "embeddings"})
+GIVEN = frozenset({"raw", "hidden", "keys", "values", "grid", "embeddings", "question"})
 PLACEMENT_TRIES = 1000
 
 
@@ -121,7 +122,8 @@ def kept_of(stage: Selector, made: Features) -> np.ndarray:
     grid = torch.zeros((len(made.states), 4), dtype=torch.long)
     places = torch.arange(count)
     grid[:count, 1], grid[:count, 2] = places // GRID, places % GRID
-    given = {"keys": made.keys, "values": made.keys, "grid": grid, "embeddings": made.states}
+    question = torch.arange(count, len(made.states))
+    given = {"keys": made.keys, "values": made.keys, "grid": grid, "embeddings": made.states, "question": question}
     batch = stage.batch(made.states[None], None, made.keys[None], spans, None)
     rows = stage.run(batch, [Signals(made.states, None, given, stage.config.strategy)]).rows[0]
     return np.isin(np.arange(count), rows.numpy())

@@ -33,7 +33,7 @@ STAND_IN_TOWER = CLIP_LARGE_336 | {
     "num_hidden_layers": 1,
     "num_attention_heads": 1,
 }
-TINY_TOWER = STAND_IN_TOWER | {"image_size": 112}
+TINY_TOWER = STAND_IN_TOWER | {"image_size": 112, "num_hidden_layers": 2}
 QWEN_TOWER = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
 QWEN_SECTIONS = [16, 24, 24]
 QWEN_THETA = 1e6
@@ -46,7 +46,8 @@ class Shape:
     """Sizes of a model and of its usual prompt.
 
     family: transformers' model_type. images: images, or views of one image (LLaVA-NeXT), of `side` pixels;
-    text_before, text_after: text tokens around them; keep: the budgets measured by default.
+    text_before, text_after: text tokens around them; between: text tokens between two images (LLaVA), which tell a
+    method where each one ends; keep: the budgets measured by default.
     """
 
     family: str
@@ -61,6 +62,7 @@ class Shape:
     images: int = 1
     text_before: int = 35
     text_after: int = 35
+    between: int = 0
     keep: tuple[int | float, ...] = (192, 128, 64)
     note: str = ""
 
@@ -160,6 +162,7 @@ def workload(shape: Shape, model: Any, batch: int) -> Workload:
         pixels = torch.randn(batch * shape.images, COLOURS, shape.side, shape.side, generator=generator)
         more: dict[str, torch.Tensor] = {}
         start: list[int] = []
+        gap = [shape.vocabulary // 2] * shape.between
     else:
         tower = config.vision_config
         each = patches // tower.spatial_merge_size**2
@@ -167,8 +170,8 @@ def workload(shape: Shape, model: Any, batch: int) -> Workload:
         pixels = torch.randn(batch * shape.images * patches, width, generator=generator)
         grid = [1, shape.side // tower.patch_size, shape.side // tower.patch_size]
         more = {"image_grid_thw": torch.tensor([grid] * (batch * shape.images))}
-        start = [config.vision_start_token_id]
-    row = torch.tensor((start + [config.image_token_id] * each) * shape.images)
+        start, gap = [config.vision_start_token_id], []
+    row = torch.tensor((start + [config.image_token_id] * each + gap) * shape.images)[: -len(gap) or None]
     words = torch.randint(3, shape.vocabulary // 2, (batch, shape.text_before + shape.text_after), generator=generator)
     before, after = words.split([shape.text_before, shape.text_after], 1)
     ids = torch.cat([before, row.expand(batch, -1), after], 1)

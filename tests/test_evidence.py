@@ -21,12 +21,15 @@ BANDS = {
     ("random", "1x1"): (0.10, 0.08),
     ("divprune", "1x1"): (1.0, 0.0),
     ("uniform", "6x6"): (1.0, 0.02),
+    ("spread", "2x2"): (1.0, 0.0),
+    ("mob", "2x2"): (1.0, 0.0),
+    ("spread", "1x1"): (1.0, 0.0),
 }
 
 
 @pytest.fixture(scope="module")
 def rows():
-    names = ["dart", "random", "uniform", "divprune"]
+    names = ["dart", "random", "uniform", "divprune", "spread", "mob"]
     return {
         (row["strategy"], world): row for world in ("2x2", "1x1") for row in table(names, WORLDS[world], KEEP, SEEDS)
     } | {("uniform", "6x6"): table(["uniform"], WORLDS["6x6"], KEEP, SEEDS)[0]}
@@ -75,7 +78,7 @@ def test_measures_on_a_choice_made_by_hand():
 
 def test_every_strategy_of_features_takes_part_and_no_other():
     found = {name for name in dart.strategies.available() if evidence.refusal(name, KEEP) is None}
-    assert {"dart", "divprune", "pooling", "random", "uniform"} <= found
+    assert {"dart", "divprune", "mob", "pooling", "random", "spread", "uniform"} <= found
     assert not {"fastv", "visionzip", "pyramiddrop", "downsample"} & found
     made = features(WORLDS["junk-40"], 0)
     for name in found:

@@ -465,6 +465,21 @@ def test_pooling_of_tiles_whose_tokens_lie_between_each_other():
     assert (tile[merge.sources] == tile[reduction.keep][merge.targets]).all()
 
 
+def test_pooling_of_a_tile_without_its_padding():
+    """Columns that begin at 3, and the newline that ends a row at 24: cells are those of five columns side by side."""
+    plan = GroupPlan(np.arange(20), np.arange(20, 22), 5.0, 5)
+
+    def kept(columns: list[int]) -> dart.strategies.Reduction:
+        grid = torch.tensor([[0, row, column, 1] for row in range(4) for column in columns] + [[0] * 4] * 2)
+        signals = Signals(torch.zeros(22, 4), None, {"grid": grid})
+        tokens = Tokens(torch.arange(20), torch.arange(20, 22), signals, config("pooling", 5), plan)
+        return dart.strategies.get("pooling").reduce(tokens)
+
+    cut, whole = kept([3, 4, 5, 6, 24]), kept([0, 1, 2, 3, 4])
+    assert cut.keep.tolist() == whole.keep.tolist()
+    assert cut.merge.targets.tolist() == whole.merge.targets.tolist()
+
+
 def test_divprune_takes_the_first_of_equals_and_nothing_twice():
     hidden = torch.eye(8).repeat_interleave(2, 0)  # eight pairs of duplicates, all pairs equally far
     kept = dart.select(hidden, hidden[None], torch.ones(16, dtype=torch.bool), config("divprune", 8))

@@ -46,10 +46,12 @@ class Pooling(Strategy):
         return Reduction(visual[keep], merge)
 
     def _plane(self, tokens: Tokens) -> tuple[torch.Tensor, torch.Tensor, int, int]:
-        """Lines and columns [N] of the tokens, lines and columns in all. Raises ValueError for unequal widths."""
+        """Lines and columns [N] of the tokens, lines and columns in all; columns are counted among the tokens that are
+        there (of tiles without their padding). Raises ValueError for unequal widths."""
         grid = tokens.signals.grid[tokens.visual]
         lines, line, sizes = torch.unique(grid[:, [3, 0, 1]], dim=0, return_inverse=True, return_counts=True)
         wide = int(sizes[0])
         if bool((sizes != wide).any()):
             raise ValueError("strategy 'pooling' cannot pool unequal images together: use scope='span'")
-        return line, grid[:, 2], len(lines), wide
+        order = (line * (grid[:, 2].max() + 1) + grid[:, 2]).argsort(stable=True)
+        return line, order.argsort() % wide, len(lines), wide

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import methods_report
 from benchmarks.latency_report import HEADS, cells, groups
 from llava.eval.engine.suite_table import markdown
 from llava.eval.probe import validate
@@ -42,6 +43,23 @@ def latency_tables(result: dict[str, Any]) -> str:
         lines += [*markdown(HEADS, [cells(row) for row in rows]), ""]
     rates = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in result["rates"].items())
     lines += [f"Measured beside it: {rates}. {result['note']}".rstrip(), "", _source(result)]
+    return "\n".join(lines)
+
+
+def methods_table(result: dict[str, Any]) -> str:
+    """Every method's prefill, a table for each shape, beside another model's accuracy."""
+    lines, accuracy = [], result["accuracy"]
+    for name, part in result["shapes"].items():
+        lines += [f"**{methods_report.title_of(name, part)}**", ""]
+        lines += [*markdown(methods_report.HEADS, methods_report.table(part, accuracy)), ""]
+        lines += [f"- {reason}" for reason in methods_report.refused(part)]
+        repeats = sorted({row["repeats"] for row in part["rows"] if "repeats" in row})
+        rounds = " or ".join(map(str, repeats))
+        lines += ["", f"Medians of {rounds} rounds. {part['note']}".rstrip(), "", _source(part), ""]
+    lines.append(
+        f"Accuracy: {accuracy['model']} ({accuracy['layers']} layers) with {accuracy['keep']} tokens as a mean, in "
+        f"percent of its unpruned score, mean of {', '.join(accuracy['data'])} ({accuracy['source']})."
+    )
     return "\n".join(lines)
 
 
@@ -98,10 +116,18 @@ def probe_table(result: dict[str, Any]) -> str:
     return "\n".join([validate.to_markdown(result), "", f"{asked} {_source(result)}"])
 
 
+def video_table(result: dict[str, Any]) -> str:
+    """Validation of the probe sets of videos."""
+    columns = list(next(iter(result["rows"].values())))
+    body = [[name, *(f"{score:.1f}" for score in scores.values())] for name, scores in result["rows"].items()]
+    asked = f"Percent right, of {result['questions']} questions a cell."
+    return "\n".join([*markdown(["set", *columns], body), "", f"{asked} {_source(result)}"])
+
+
 # page -> {marker: table of one results file}
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
-    "performance.md": {"latency": latency_tables, "selection-scaling": scaling_table},
-    "data.md": {"probe": probe_table, "evidence": evidence_table},
+    "performance.md": {"latency": latency_tables, "methods": methods_table, "selection-scaling": scaling_table},
+    "data.md": {"probe": probe_table, "video": video_table, "evidence": evidence_table},
     "kernels.md": {"kernel-builds": builds_table, "kernels": kernels_table},
 }
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from llava.eval.probe.drawing import COLORS, GRID, SHAPES, Scene, Thing, render
+from llava.eval.probe.drawing import COLORS, GRID, SHAPES, SIGN, Scene, Thing, render
 
 PATCH = 14  # pixels per side of a token of the tower: GRID of them are its 336
 SIDE = GRID * PATCH
 ASKED_COLORS = ("red", "green", "blue", "yellow", "teal", "black")  # brown is taken for red, gray for teal when small
+DOT_COLORS = ("yellow", "teal", "black")  # the model tells these apart on a single token
+COUNTS = ("one", "two", "three")
+NUMBERS = tuple(str(n) for n in range(10, 100) if n % 15 < 8)  # 48 of 90, so that all are asked equally often
 ANSWERS = {
     "color": ASKED_COLORS,
+    "dot": DOT_COLORS,
+    "number": NUMBERS,
+    "count": COUNTS,
     "side": ("left", "right"),
     "presence": ("Yes", "No"),
 }
@@ -38,9 +45,10 @@ Box = tuple[int, int, int, int]  # row, column, rows, columns in tokens
 class Knobs:
     """What the images of a set hold and what is asked about them.
 
-    ask: a key of ANSWERS. kind: of the thing that is asked about, None: any. rows, columns: tokens that every thing
-    covers. others: further things, each of another kind and colour. twins: further things, equal to each other but for
-    their places. camouflage: the twins have the target's colour (for questions that do not ask for it).
+    ask: a key of ANSWERS; "dot" is "color" with fewer colours. kind: of the thing that is asked about, None: any. rows,
+    columns: tokens that every thing covers. others: further things, each of another kind and colour. twins: further
+    things, equal to each other but for their places. camouflage: the twins have the target's colour (for questions that
+    do not ask for it).
     ground: "plain", "bands" (3), "regions" (64) or "noise". bars: rows of padding at the top and at the bottom, as in a
     letterbox. specks: tokens with a speck of junk. strata: where the thing that is asked about may be, names of PLACES,
     as many images of each.
@@ -103,7 +111,10 @@ def make(knobs: Knobs, rng: random.Random, answer: str, stratum: str) -> Item:
     return Item(scene, _backdrop(knobs, rng, boxes), targets, question, answer, stratum)
 
 
-Look = tuple[str, str]  # kind, colour
+class Look(NamedTuple):
+    kind: str
+    color: str
+    number: str = ""
 
 
 def _cast(knobs: Knobs, rng: random.Random, answer: str) -> tuple[list[Look], int, str]:
@@ -112,16 +123,21 @@ def _cast(knobs: Knobs, rng: random.Random, answer: str) -> tuple[list[Look], in
     kinds = [knobs.kind or kinds[0], *(kind for kind in kinds if kind != (knobs.kind or kinds[0]))]
     if knobs.ask == "presence":
         # Colours and kinds all occur, in other pairs when the answer is No: every thing has to be seen.
-        pairs = [(kind, color) for kind, color in zip(kinds[: knobs.others + 1], colors, strict=False)]
+        pairs = [Look(kind, color) for kind, color in zip(kinds[: knobs.others + 1], colors, strict=False)]
         kind, color = (kinds[0], colors[0]) if answer == "Yes" else (kinds[0], colors[1])
         return pairs, len(pairs), f"Is there a {color} {kind} in the image?"
-    if knobs.ask == "color":
+    if knobs.ask == "count":
+        count = COUNTS.index(answer) + 1
+        return [Look(kinds[0], colors[0])] * count, count, "How many shapes are there in the image?"
+    if knobs.ask == "number":
+        return [Look(SIGN, colors[0], answer)], 1, "What number is on the sign?"
+    if knobs.ask in ("color", "dot"):
         colors = [answer, *(color for color in colors if color != answer)]
         question = f"What color is the {kinds[0]}?"
     else:
         question = f"On which side of the image is the {kinds[0]}?"
-    looks = [(kind, color) for kind, color in zip(kinds[: knobs.others + 1], colors, strict=False)]
-    return [*looks, *[(kinds[-1], colors[0 if knobs.camouflage else -1])] * knobs.twins], 1, question
+    looks = [Look(kind, color) for kind, color in zip(kinds[: knobs.others + 1], colors, strict=False)]
+    return [*looks, *[Look(kinds[-1], colors[0 if knobs.camouflage else -1])] * knobs.twins], 1, question
 
 
 def _boxes(knobs: Knobs, rng: random.Random, count: int, stratum: str) -> list[Box]:
@@ -141,10 +157,10 @@ def _boxes(knobs: Knobs, rng: random.Random, count: int, stratum: str) -> list[B
 
 def _thing(look: Look, box: Box) -> Thing:
     """The thing that fills the box to its last pixel, and no pixel beyond it."""
-    (kind, color), (row, column, rows, columns) = look, box
+    row, column, rows, columns = box
     height, width = rows * PATCH - 1, columns * PATCH - 1
     x, y = column * PATCH + width / 2 + INSIDE, row * PATCH + height / 2 + INSIDE
-    return Thing(kind, color, x / SIDE, y / SIDE, width / 2 / SIDE, height / 2 / SIDE)
+    return Thing(look.kind, look.color, x / SIDE, y / SIDE, width / 2 / SIDE, height / 2 / SIDE, look.number)
 
 
 def _backdrop(knobs: Knobs, rng: random.Random, boxes: Sequence[Box]) -> Image.Image:

@@ -1,4 +1,4 @@
-"""The probe sets that are shipped: those that passed `python -m llava.eval.probe.validate` (docs/data.md)."""
+"""The probe sets: those that passed `python -m llava.eval.probe.validate` (docs/data.md)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from llava.eval.probe.scenes import Knobs
 
 @dataclass(frozen=True)
 class ProbeSet:
-    """knobs: what its images hold; separates: which methods it tells apart, one line."""
+    """knobs: what its images hold; separates: which methods it tells apart, one line. layer: the last one at which
+    dropping tests the choice of tokens; behind it, what is asked for has moved into other tokens. local: do the tokens
+    that carry the answer give it without the others?"""
 
     knobs: Knobs
     separates: str
+    layer: int = 2
+    local: bool = True
 
 
 SMALL = Knobs(kind="rectangle")  # 2 x 2 tokens: other kinds are not told apart at this size
 SETS = {
+    "needle-1x1": ProbeSet(replace(SMALL, ask="dot", rows=1, columns=1), "evidence of one token"),
     "needle-1x2": ProbeSet(replace(SMALL, rows=1), "the smallest evidence: chance against every rule"),
     "needle-2x2": ProbeSet(SMALL, "small evidence on a flat ground: diversity finds it, chance does not"),
     "needle-4x4": ProbeSet(replace(SMALL, rows=4, columns=4), "medium evidence: only small budgets lose it"),
@@ -34,6 +39,11 @@ SETS = {
     ),
     "details-2": ProbeSet(Knobs("presence", rows=5, columns=5, others=1), "both of two things have to be seen"),
     "details-4": ProbeSet(Knobs("presence", rows=5, columns=5, others=3), "all of four things have to be seen"),
+    "text": ProbeSet(Knobs("number", rows=5, columns=7), "two digits of a sign, both have to be read", layer=1),
+    "halves": ProbeSet(replace(SMALL, ask="side", rows=3, columns=3), "where a target is: positions", layer=0),
+    "identical": ProbeSet(
+        Knobs("count", kind="triangle", rows=7, columns=7), "one to three equal things: who drops equals", local=False
+    ),
 }
 SEEDS = (0, 1, 2)
 
