@@ -214,12 +214,13 @@ def test_links_lead_somewhere(page):
         assert not anchor or target.suffix != ".md" or anchor in anchors(target), written
 
 
-def flat(entries: Any) -> Iterator[str]:
-    for entry in entries:
-        if isinstance(entry, str):
-            yield entry
-        else:
-            yield from (page for part in entry.values() for page in flat(part))
+def flat(entry: Any) -> Iterator[str]:
+    """The pages of a part of mkdocs' nav: a page, {title: part} or a list of parts."""
+    if isinstance(entry, str):
+        yield entry
+        return
+    for part in entry.values() if isinstance(entry, dict) else entry:
+        yield from flat(part)
 
 
 def test_the_map_and_the_site_know_all_pages():
