@@ -134,6 +134,16 @@ def of_script(command: Command) -> list[str]:
     return wrong + unknown_options(command.words, read)
 
 
+@pytest.mark.parametrize(
+    "words", ["dart", "dart serve", "dart.compare", "llava.eval.suite", "llava.eval.run", "llava.eval.run_llava"]
+)
+def test_help_says_what_every_option_does(words):
+    lines = [line for line in help_of(*words.split()).split("options:", 1)[1].splitlines() if line.strip()]
+    option = re.compile(r"  (-\w, )?--[\w-]+( \S+)*$")  # and nothing after it
+    followed = zip(lines, [*lines[1:], ""], strict=True)
+    assert [line for line, after in followed if option.match(line) and not after.startswith(" " * 8)] == []
+
+
 def extras() -> set[str]:
     return set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
