@@ -47,7 +47,7 @@ def parser_() -> argparse.ArgumentParser:
     parser.add_argument("--attn", type=list_of(str), default=["sdpa"], help=", ".join(ATTENTION))
     parser.add_argument("--dtype", type=list_of(str), help=f"{', '.join(DTYPES)}; default: float32, on CUDA bfloat16")
     parser.add_argument("--device", help="default: CUDA where there is one")
-    parser.add_argument("--images", type=positive, help="pictures (views) in a prompt; default: the shape's")
+    parser.add_argument("--images", type=positive, help="images (views) in a prompt; default: the shape's")
     parser.add_argument("--layers", type=positive, help="fewer decoder layers, where memory is short")
     parser.add_argument("--engine", choices=ENGINES, default="eager", help=_engines())
     parser.add_argument("--compile-layers", action="store_true", help="torch.compile for the layers of the prefill")

@@ -78,7 +78,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--max-new-tokens", type=count(1), help="of an answer (default: the data set's own number)")
     out.add_argument("--device", help="default: a GPU where there is one, else cpu")
     out.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else the checkpoint's")
-    out.add_argument("--attn-implementation", choices=ATTENTION)
+    out.add_argument(
+        "--attn-implementation", choices=ATTENTION, help="attention kernel (default: transformers' choice)"
+    )
     out.add_argument("--out", type=Path, help="folder (default: outputs/compare/MODEL)")
     out.add_argument("--overwrite", action="store_true", help="throw earlier answers away")
     return out

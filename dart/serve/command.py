@@ -22,8 +22,8 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--layer", type=count(0), default=2, help="drop tokens before this decoder layer (2)")
     out.add_argument("--strategy", default="dart", help="how to choose them (dart); a wrong name lists all")
     out.add_argument("--per-request", action="store_true", help='accept {"dart": {"keep": 64}} in a request')
-    out.add_argument("--host", default="127.0.0.1")
-    out.add_argument("--port", type=count(1), default=8000)
+    out.add_argument("--host", default="127.0.0.1", help="address to serve at (127.0.0.1: this machine alone)")
+    out.add_argument("--port", type=count(1), default=8000, help="port to serve at (8000)")
     out.add_argument("--api-key-env", metavar="NAME", help="environment variable with the key that clients must send")
     out.add_argument("--allow-image-urls", default="", metavar="HOST[,HOST]", help="fetch images from these hosts")
     out.add_argument("--queue", type=count(0), default=16, help="requests that may wait (16)")
@@ -35,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--grace", type=count(0), default=30, help="seconds that a shutdown waits for requests (30)")
     out.add_argument("--device", help="default: a GPU where there is one, else cpu")
     out.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else the checkpoint's")
-    out.add_argument("--attn-implementation", choices=ATTENTION)
+    out.add_argument(
+        "--attn-implementation", choices=ATTENTION, help="attention kernel (default: transformers' choice)"
+    )
     return out
 
 

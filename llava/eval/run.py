@@ -12,7 +12,7 @@ from llava.eval.engine.loop import add_loop_arguments, run
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--task", required=True)
+    parser.add_argument("--task", required=True, help="a benchmark; a wrong name lists all")
     parser.add_argument("--data", required=True, help="folder that holds the benchmarks' folders")
     parser.add_argument("--split", help="part of the benchmark, such as val; by default the first that is installed")
     parser.add_argument("--out", help="write the figures to this file")

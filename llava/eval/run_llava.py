@@ -19,9 +19,9 @@ from llava.mm_utils import load_image
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     add_model_arguments(parser, default_path=str(EMBEDDED_MODEL))
-    parser.add_argument("--image-file", required=True, help="one picture, or several joined by --sep")
-    parser.add_argument("--sep", default=",")
-    parser.add_argument("--query", required=True)
+    parser.add_argument("--image-file", required=True, help="one image, or several joined by --sep")
+    parser.add_argument("--sep", default=",", help="what separates several image files (,)")
+    parser.add_argument("--query", required=True, help="the question")
     args = parser.parse_args(argv)
     dart_config(args)
     check_decoding(args)

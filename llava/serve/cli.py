@@ -45,7 +45,7 @@ def read_line(role: str) -> str | None:
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__)
     add_model_arguments(parser, default_path=str(EMBEDDED_MODEL))
-    parser.add_argument("--image-file", help="the first picture")
+    parser.add_argument("--image-file", help="the first image")
     parser.set_defaults(max_new_tokens=DEFAULT_NEW_TOKENS)
     args = parser.parse_args(argv)
     dart_config(args)

@@ -51,12 +51,12 @@ def add_loop_arguments(parser: argparse.ArgumentParser, files: bool = True) -> N
     """files: with the two flags that name the images' folder and the question file."""
     add_model_arguments(parser)
     if files:
-        parser.add_argument("--image-folder", required=True)
-        parser.add_argument("--question-file", required=True)
-    parser.add_argument("--answers-file", required=True)
-    parser.add_argument("--num-chunks", type=int, default=1)
-    parser.add_argument("--chunk-idx", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=1)
+        parser.add_argument("--image-folder", required=True, help="folder of the questions' images")
+        parser.add_argument("--question-file", required=True, help="JSON lines: question_id, image, text")
+    parser.add_argument("--answers-file", required=True, help="JSON lines to write; what is in it is not asked again")
+    parser.add_argument("--num-chunks", type=int, default=1, help="parts that the questions are cut into (1)")
+    parser.add_argument("--chunk-idx", type=int, default=0, help="which part to answer, from 0")
+    parser.add_argument("--batch-size", type=int, default=1, help="questions that are answered at once (1)")
     parser.add_argument(
         "--num-workers",
         type=int,
