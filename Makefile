@@ -12,9 +12,11 @@ VENV := .venv
 OLDEST := .venv-oldest
 NEWEST := .venv-newest
 LMMS := .venv-lmms
+DOCS := .venv-docs
 STAMP := $(VENV)/.installed
 OLDEST_STAMP := $(OLDEST)/.installed
 LMMS_STAMP := $(LMMS)/.installed
+DOCS_STAMP := $(DOCS)/.installed
 
 # What depends on the version of transformers: the engine, the families, and the commands on top of them.
 ENGINE_TESTS := tests/matrix/test_matrix.py $(addprefix tests/test_,dart_command.py llava_golden.py llava_model.py \
@@ -24,7 +26,7 @@ ENGINE_TESTS := tests/matrix/test_matrix.py $(addprefix tests/test_,dart_command
 # Two processes, each of which computes on one thread.
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: setup setup-lmms lock clean-env demo test test-lmms test-oldest test-newest check bench bench-gpu
+.PHONY: setup setup-lmms lock clean-env demo test test-lmms test-oldest test-newest check docs bench bench-gpu
 
 setup: $(STAMP)
 
@@ -71,12 +73,18 @@ $(LMMS_STAMP): requirements/lmms-eval.txt $(STAMP)
 	$(call install,$(LMMS),lmms-eval)
 	touch $@
 
+# Needs neither torch nor this project.
+$(DOCS_STAMP): requirements/docs.txt
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet -r requirements/docs.txt
+	touch $@
+
 # All lock files, with the newest versions that pyproject.toml admits.
 lock:
 	$(PYTHON) requirements/lock.py $(TORCH)
 
 clean-env:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LMMS)
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LMMS) $(DOCS)
 
 demo: setup
 	$(VENV)/bin/python scripts/demo.py
@@ -105,6 +113,10 @@ check: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy dart
+
+# The pages as a site, outputs/site/readme.html first; any warning ends it.
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
 
 # Needs a CUDA GPU.
 bench-gpu:

@@ -1,4 +1,8 @@
-"""DART: keep the vision tokens that duplicate the others least (arXiv 2502.11494)."""
+"""DART: keep the visual tokens that duplicate the others least (arXiv 2502.11494).
+
+`prune(model, config)` drops tokens in a model's forwards and returns a `PruneHandle`, whose `last` is a `PruneReport`.
+`select` is the method alone, on tensors. `DartConfig` has the settings; `strategies` has the other methods.
+"""
 
 from __future__ import annotations
 

@@ -20,14 +20,15 @@ def _is_int(value: object) -> bool:
 class DartConfig:
     """Settings of one pruning run.
 
-    keep: visual tokens to keep per sample: an int >= 0, or a fraction in (0, 1). None: `reduction_ratio` decides.
+    keep: visual tokens to keep per sample: an int >= 0, or a fraction in (0, 1). None: `reduction_ratio` decides; where
+        neither is given, 128.
     layer: K; tokens are dropped between decoder layers K-1 and K (paper, section 3; default 2). 0 drops embeddings.
-    image_pivots, text_pivots: how many pivots of each kind (largest L1 norm of the keys).
+    image_pivots, text_pivots: how many pivots of each kind (largest L1 norm of the keys; paper, section 3; default 4).
     strategy: a name registered in `dart.strategies`; looked up by `dart.prune` and `dart.select`.
     pivot_order: "norm" (image pivots by falling norm, then text pivots by falling norm; computed in float32, equals go
         to the lower position) or "original" (the order of the research code's Python set, with its roundings, which
         published numbers rest on; one small host read a sample).
-    scope: "span" shares the budget over a sample's pictures (LLaVA-NeXT: over every view of them, the overview and
+    scope: "span" shares the budget over a sample's images (LLaVA-NeXT: over every view of them, the overview and
         the tiles) in proportion to their tokens, "joint" pools them.
     exact: True: keep exactly `keep` tokens; False: as in the research code, each of P pivots takes `budget // P`
         tokens, and the image pivots come on top: 128 keeps 4 + 8 * 16 = 132, a ratio of 0.778 of 576 keeps 124.
@@ -37,13 +38,15 @@ class DartConfig:
         nothing, 1 keeps the image pivots alone.
     budget_kind: of what the budget is a number: "after-layer" (the tokens left after the last stage),
         "mean-over-layers" (a mean over all decoder layers) or "pre-llm" (the tokens that enter the LLM).
-    options: settings of the strategy's own, by name.
+    options: settings of the strategy's own, by name (docs/methods.md).
 
     Fallbacks: a sample with no more visual tokens than the budget, or than it would keep, is not pruned. Pivots that
-    do not exist (fewer text tokens than `text_pivots`, none after the picture) are left out and the others share the
+    do not exist (fewer text tokens than `text_pivots`, none after the image) are left out and the others share the
     budget; when none is left, one image pivot stands in. A budget below the number of pivots keeps the image pivots
     alone (without image pivots: one token). `exact=True` gives what `keep` leaves after the image pivots to the pivots
-    in equal parts, one more to the first ones visited. Raises TypeError or ValueError naming the field.
+    in equal parts, one more to the first ones visited.
+
+    Raises TypeError for a value of a wrong type and ValueError for one out of range; both name the field.
     """
 
     keep: int | float | None = None

@@ -43,19 +43,19 @@ def _tokens(text: str) -> int | None:
 def add_dart_arguments(parser: argparse.ArgumentParser) -> None:
     """Add DART's flags to a command."""
     group = parser.add_argument_group("DART")
-    group.add_argument("--sparse", nargs="?", type=_switch, const=True, default=False, help="prune vision tokens")
+    group.add_argument("--sparse", nargs="?", type=_switch, const=True, default=False, help="prune visual tokens")
     group.add_argument(
         "--pruned_layer", type=int, default=DEFAULTS.layer, help="tokens are dropped before this decoder layer"
     )
     group.add_argument("--image_token_start_index", type=int, help="checked against the input when given")
     group.add_argument("--image_token_length", type=int, help="checked against the input when given")
     group.add_argument(
-        "--reduction_ratio", type=float, help="share of vision tokens to drop, used when --max_num_trunction is absent"
+        "--reduction_ratio", type=float, help="share of visual tokens to drop, used when --max_num_trunction is absent"
     )
     group.add_argument(
         "--max_num_trunction",
         type=_tokens,
-        help=f"vision tokens to keep (default without a ratio: {DEFAULTS.keep}, LLaVA-NeXT {NEXT_TOKENS})",
+        help=f"visual tokens to keep (default without a ratio: {DEFAULTS.keep}, LLaVA-NeXT {NEXT_TOKENS})",
     )
     group.add_argument("--pivot_image_token", type=int, default=DEFAULTS.image_pivots)
     group.add_argument("--pivot_text_token", type=int, default=DEFAULTS.text_pivots)
@@ -66,7 +66,7 @@ def add_dart_arguments(parser: argparse.ArgumentParser) -> None:
         "--scope",
         default="joint",
         choices=("joint", "span"),
-        help="one budget for all vision tokens of a prompt (the original) or a share for each picture or tile",
+        help="one budget for all visual tokens of a prompt (the original) or a share for each image or tile",
     )
     group.add_argument("--strategy", default=DEFAULTS.strategy, help="dart, random, uniform or a strategy of your own")
     group.add_argument(

@@ -21,6 +21,8 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 # Lock file -> what its environment is asked for, beside torch and torchvision.
 ENVIRONMENTS = {"test": [".[dev]"], "oldest": [".[dev]"], "lmms-eval": [".[lmms-eval]", "pytest"]}
+# Lock file -> the extra whose packages are all of its environment, without this project and torch.
+ALONE = {"docs": "docs"}
 # The caller chooses torch and torchvision, for every environment; torch brings its Triton.
 CHOSEN_BY_CALLER = {"torch", "torchvision", "triton"}
 # torch asks for these on Linux alone.
@@ -33,11 +35,16 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def declared() -> tuple[list[str], dict[str, list[str]]]:
+    """(dependencies, extras) of pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project["dependencies"], project["optional-dependencies"]
+
+
 def oldest_declared() -> list[str]:
     """The lower bounds of pyproject.toml, as exact versions; the tools of the extra `dev` have the newest version."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    rows = project["dependencies"] + [row for extra in sorted(extras) if extra != "dev" for row in extras[extra]]
+    always, extras = declared()
+    rows = always + [row for extra in sorted(extras) if extra not in ("dev", *ALONE.values()) for row in extras[extra]]
     bounds = [found.groups() for row in rows if (found := re.match(r"([\w.-]+)>=([\d.]+)", row))]
     return [f"{name}=={version}" for name, version in bounds if name not in CHOSEN_BY_CALLER]
 
@@ -62,12 +69,14 @@ def main(torch_pair: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = Path(folder) / "bin" / "python"
-        for name, wanted in ENVIRONMENTS.items():
+        asked = {name: [*wanted, *torch_pair] for name, wanted in ENVIRONMENTS.items()}
+        asked |= {name: declared()[1][extra] for name, extra in ALONE.items()}
+        for name, wanted in asked.items():
             print(f"resolving {name}", flush=True)
             constraints = oldest_declared() if name == "oldest" else []
-            pins = resolve(python, [*torch_pair, *wanted], constraints, Path(folder))
+            pins = resolve(python, wanted, constraints, Path(folder))
             bounds = " and the oldest versions that pyproject.toml admits" if constraints else ""
-            header = f"# Made by `make lock` ({machine}) from {' '.join([*wanted, *torch_pair])}{bounds}."
+            header = f"# Made by `make lock` ({machine}) from {' '.join(wanted)}{bounds}."
             locks[FOLDER / f"{name}.txt"] = "\n".join([header, *pins]) + "\n"
     for path, text in locks.items():
         new = path.with_suffix(".new")

@@ -108,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     scores = accuracy(args), accuracy(args, RATIO, TOKENS)
     example = one_example(args)
-    print(f"{'':10}{'accuracy %':>12}{'vision tokens':>16}{'prefill ms':>12}")
+    print(f"{'':10}{'accuracy %':>12}{'visual tokens':>16}{'prefill ms':>12}")
     for k, name in enumerate(("unpruned", "DART")):
         print(f"{name:10}{scores[k]:12.2f}{example['tokens'][k]:16d}{example['prefill_ms'][k]:12.1f}")
     figures = {

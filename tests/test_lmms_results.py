@@ -39,7 +39,7 @@ HALF = dict.fromkeys(SCORES, 0.4) | {"mme_mini": 450.0}
 def test_a_tally_counts_every_sample_once():
     counted = tally(([256, 264], [28, 36], [104.0, 112.0]), ([512], [60], [211.0]))
     assert counted.samples == 3
-    assert "344.0 -> 41.3 vision tokens per sample from layer 2, 142.3 as a mean" in counted.summary()
+    assert "344.0 -> 41.3 visual tokens per sample from layer 2, 142.3 as a mean" in counted.summary()
     assert "no sample" in tally().summary()
 
 

@@ -1,8 +1,7 @@
-"""The project's own promises: the README's commands exist, its table is up to date, sizes stay small."""
+"""The project's own promises: locks fit, tables are up to date, sizes stay small. Of the documents: test_docs.py."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -14,12 +13,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from dev.results import render
+from dev.results import render, speed
 from llava.eval import tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 MEBIBYTE = 2**20
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/reproduction.md"]
 
 
 def tracked() -> list[Path]:
@@ -31,22 +29,6 @@ def tracked() -> list[Path]:
 
 def total(folder: str) -> int:
     return sum(path.stat().st_size for path in tracked() if path.is_relative_to(ROOT / folder))
-
-
-@pytest.mark.parametrize("document", DOCUMENTS)
-def test_commands_in_the_documents_exist(document):
-    text = (ROOT / document).read_text()
-    for script in re.findall(r"bash (scripts/[\w./-]+\.sh)", text):
-        assert (ROOT / script).is_file(), script
-    for module in re.findall(r"python -m ([\w.]+\w)", text):
-        assert importlib.util.find_spec(module) is not None, module
-
-
-def test_linked_files_in_the_documents_exist():
-    for document in DOCUMENTS:
-        folder = (ROOT / document).parent
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / document).read_text()):
-            assert (folder / link).exists(), (document, link)
 
 
 def project() -> dict:
@@ -62,8 +44,8 @@ def test_extras_are_installable_requirements_and_the_ones_that_are_named_exist()
     assert {"flash", "hf", "eval", "plot", "quant", "lora", "tiny", "dev"} <= set(known)
     rows = [row for extra in known.values() for row in extra]
     assert all(row.specifier or (row.name == "dart-vlm" and row.extras <= set(known)) for row in rows)
-    for place in ["Makefile", *DOCUMENTS, *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))]:
-        for named in re.findall(r"""['"]\.\[([\w,-]+)\]['"]""", (ROOT / place).read_text()):
+    for place in [ROOT / "Makefile", *ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for named in re.findall(r"""['"](?:\.|dart-vlm)\[([\w,-]+)\]['"]""", place.read_text()):
             assert set(named.split(",")) <= set(known), place
 
 
@@ -95,6 +77,13 @@ def test_locks_have_what_pyproject_asks_for(environment, extra):
     assert f"\nLOCKED_TORCH := {pair}\n" in (ROOT / "Makefile").read_text()
 
 
+def test_the_lock_of_the_site_has_what_its_extra_asks_for():
+    versions = locked("docs")
+    assert "torch" not in versions
+    for requirement in extras()["docs"]:
+        assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
+
+
 def test_the_oldest_lock_has_the_lower_bounds_themselves():
     versions = locked("oldest")
     for requirement in (r for r in map(Requirement, project()["dependencies"]) if r.name != "torch"):
@@ -119,8 +108,9 @@ def test_files_stay_small():
     assert total("playground") + total("tests/golden") < 40 * MEBIBYTE
 
 
-def test_readme_tables_are_up_to_date():
-    assert render.readme_with_results() == render.README.read_text()
+@pytest.mark.parametrize("page", sorted(render.TABLES), ids=lambda page: page.name)
+def test_tables_are_up_to_date(page):
+    assert render.with_results(page) == page.read_text()
 
 
 def test_results_say_where_they_come_from():
@@ -142,4 +132,4 @@ def test_seeds_are_averaged_and_gaps_are_named():
 
 def test_text_without_markers_is_refused():
     with pytest.raises(ValueError, match="markers"):
-        render.rendered("text", "llava-tiny", {})
+        speed.replaced("text", "llava-tiny", str)

@@ -367,13 +367,18 @@ def handle_of(model: Any) -> PruneHandle | None:
 
 
 def prune(model: nn.Module, config: DartConfig | None = None) -> PruneHandle:
-    """Attach token pruning to `model` and return the handle (also a context manager).
+    """Drop visual tokens in every prefill of `model` from now on (arXiv 2502.11494, section 3, or another strategy).
 
     model: a transformers model that takes images as placeholder tokens, or a LLaVA of `llava/`; also inside peft's,
-    torch.compile's or a parallel wrapper. config: defaults to `DartConfig()`, DART with 128 tokens after layer 2.
-    Nothing changes but what the decoder layers from `config.layer` on are given, from a forward with visual tokens on.
-    The logits of such a prefill have one row per token that is left; a loss is taken over these. Raises TypeError for
-    an unknown model or config, ValueError when the model cannot be pruned like this, or is pruned already.
+        torch.compile's or a parallel wrapper.
+    config: the settings; by default `DartConfig()`, DART with 128 tokens after layer 2.
+
+    Returns the handle. `handle.remove()`, or the end of `with dart.prune(...) as handle:`, takes the pruning off again;
+    `handle.last` reports what the last prefill kept. Weights, dtypes and devices stay as they are: nothing changes but
+    what the decoder layers from `config.layer` on are given. The logits of a pruned prefill, [B, S', V], have one row
+    for each token that is left, text included; its loss is taken over these rows.
+    Raises TypeError for an unknown model or config, and ValueError when the model cannot be pruned like this, or is
+    pruned already.
     """
     if config is not None and not isinstance(config, DartConfig):
         raise TypeError(f"config must be a dart.DartConfig, got {type(config).__name__}")

@@ -271,14 +271,20 @@ def select(
     *,
     pivots: Sequence[int] | None = None,
 ) -> torch.Tensor | list[torch.Tensor]:
-    """Positions of the kept visual tokens, ascending (LongTensor [kept]).
+    """The selection alone, on tensors: positions of the kept visual tokens (arXiv 2502.11494, section 3).
 
-    hidden: [S, D] hidden states after the model's final norm, any float dtype; keys: [H, S, Dh] keys after RoPE of the
-    layer before; visual_mask: bool [S]. With a leading batch dimension: LongTensor [B, kept], or a list of
-    LongTensors when the samples keep different numbers. pivots: absolute positions to use as pivots, in this visiting
-    order, instead of the norms' choice. The mask is one token group: `config.scope` needs the engine, which knows the
-    images. The mask is read by the host once at the start (its size decides how many tokens stay); with
-    `pivot_order="norm"` nothing else waits for the device. Raises TypeError / ValueError.
+    hidden: [S, D] or [B, S, D], hidden states after the model's final norm, any float dtype.
+    keys: [H, S, Dh] or [B, H, S, Dh], keys after RoPE of the layer before, any float dtype.
+    visual_mask: bool [S] or [B, S], which tokens are visual: one token group (`config.scope` needs the engine, which
+        knows the images).
+    config: any strategy that needs hidden states and keys alone.
+    pivots: positions to use as pivots, in this visiting order, instead of those with the largest norms.
+
+    Returns a LongTensor [kept], ascending. With a batch dimension, a LongTensor [B, kept], or a list of B LongTensors
+    where the samples keep different numbers. The host reads the mask once at the start, since its size decides how many
+    tokens stay; with `pivot_order="norm"` nothing else waits for the device.
+    Raises TypeError for what is no tensor and for a mask that is not bool, ValueError for wrong shapes, for an unknown
+    strategy and for one that needs more than hidden states and keys.
     """
     _check(hidden, keys, visual_mask)
     single = hidden.ndim == 2

@@ -1,4 +1,7 @@
-"""The registry of selection strategies: every module in this folder that defines a `@register`ed class is found."""
+"""The registry of strategies: every module in this folder that defines a `@register`ed class is found.
+
+`available()` lists the names, `get(name)` returns a strategy, `@register("mine")` adds one (see CONTRIBUTING.md).
+"""
 
 from __future__ import annotations
 

@@ -244,7 +244,10 @@ REGISTRY: dict[str, Strategy] = {}
 
 
 def register(name: str) -> Callable[[type], type]:
-    """Class decorator: `@register("mine")` makes `DartConfig(strategy="mine")` work. A name can be taken once."""
+    """Class decorator: `@register("mine")` makes `DartConfig(strategy="mine")` work.
+
+    Raises TypeError for a class that is no `Strategy`, and ValueError for a name that is taken.
+    """
 
     def add(cls: type) -> type:
         if not issubclass(cls, Strategy):

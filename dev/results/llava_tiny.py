@@ -1,7 +1,7 @@
 """Accuracy of the embedded model: `python -m dev.results.llava_tiny` from the repository's root.
 
 The suite (llava/eval/suite.py) on the mini benchmarks and on easy-VQA; finished cells are not run again while the
-checkpoint is the same. Writes docs/results/llava-tiny.json with its tables, and renders README.md.
+checkpoint is the same. Writes docs/results/llava-tiny.json with its tables, and renders docs/evidence.md.
 """
 
 from __future__ import annotations

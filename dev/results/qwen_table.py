@@ -52,7 +52,7 @@ def _row(results: dict[str, Any], family: str, row: str) -> list[str]:
 def _tokens(results: dict[str, Any], family: str, ratio: str | None, settings: list[str]) -> str:
     """The heading of a block: what a ratio keeps, in the mean over all questions."""
     if ratio is None:
-        return "all vision tokens"
+        return "all visual tokens"
     for name in settings:
         figures = results["runs"].get(f"{family}/{name}", {})
         if "tokens" in figures:

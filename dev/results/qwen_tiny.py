@@ -2,7 +2,7 @@
 
 Every setting of a model is one run of its eval_scripts/lmms_eval.sh on the offline mini tasks; runs that are finished
 are not repeated while the checkpoints are the same. The models are measured side by side, each on its share of the
-cores. Writes docs/results/qwen-tiny.json and renders README.md.
+cores. Writes docs/results/qwen-tiny.json and renders docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ RESULTS, WORK = RESULTS_FOLDER / "qwen-tiny.json", ROOT / "outputs" / "results" 
 FOLDERS = {"qwen2_vl": "Qwen2-VL", "qwen2_5_vl": "Qwen2_5-VL"}
 RATIOS = ["0.667", "0.778", "0.889"]
 PIXELS = "min_pixels=200704,max_pixels=401408"  # the checkpoints' own
-TALLY = re.compile(r"DART \(\w+\): ([\d.]+) -> ([\d.]+) vision tokens per sample from layer \d+, ([\d.]+) as a mean")
+TALLY = re.compile(r"DART \(\w+\): ([\d.]+) -> ([\d.]+) visual tokens per sample from layer \d+, ([\d.]+) as a mean")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run(family: str, setting: Setting, limit: str, threads: int) -> dict[str, An
 
 
 def figures_of(report: dict[str, Any], printed: str) -> dict[str, Any]:
-    """lmms-eval's report and what the run printed -> tasks (task -> metrics), questions, and the vision tokens."""
+    """lmms-eval's report and what the run printed -> tasks (task -> metrics), questions, and the visual tokens."""
     tasks = {
         task: {name.removesuffix(",none"): v for name, v in metrics.items() if _is_metric(name, v)}
         for task, metrics in report["results"].items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from llava.eval.engine.suite_table import BLIND, TITLES, UNPRUNED, markdown, to_
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS_FOLDER = ROOT / "docs" / "results"
 README = ROOT / "README.md"
+FRONT = (UNPRUNED, BLIND, "dart", "random", "uniform", "fastv", "mob", "spread")  # layer 2, and the two ends
 
 
 def accuracy_table(results: dict[str, Any]) -> str:
@@ -43,33 +45,50 @@ def selection_table(results: dict[str, Any]) -> str:
     return "\n".join([*markdown(list(heads), body), "", f"{where} Command: `{results['command']}`."])
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "llava-tiny": accuracy_table,
-    "qwen-tiny": qwen_table,
-    "selection-cpu": selection_table,
+def front_table(results: dict[str, Any]) -> str:
+    """docs/results/compare-llava-tiny.json at its smallest budget: what drops tokens at one layer, and the ends."""
+    cells = {(cell["data"], cell["method"], cell["budget"]): cell for cell in results["cells"]}
+    names = [data["name"] for data in results["data"]]
+    budget = min(results["budgets"])
+
+    def score(data: str, method: str) -> str:
+        cell = cells[data, method, None if method in (UNPRUNED, BLIND) else budget]
+        return f"{100 * cell['score']:.1f} ({100 * cell['low']:.0f} to {100 * cell['high']:.0f})"
+
+    body = [[method, *(score(name, method) for name in names)] for method in FRONT]
+    asked = ", ".join(f"{data['samples']} questions of {TITLES[data['name']].split()[0]}" for data in results["data"])
+    heads = ["", *(f"{TITLES[name].split()[0]}, % right" for name in names)]
+    where = f"Commit {results['commit']}, {results['date']}; {results['hardware']}; {asked}; 95 % intervals."
+    return "\n".join([*markdown(heads, body), "", f"{where} Command:", f"`{results['command']}`."])
+
+
+# page -> {marker and results file: its table}
+TABLES: dict[Path, dict[str, Callable[[dict[str, Any]], str]]] = {
+    README: {"compare-llava-tiny": front_table},
+    speed.DOCS / "evidence.md": {"llava-tiny": accuracy_table, "qwen-tiny": qwen_table},
+    speed.DOCS / "performance.md": {"selection-cpu": selection_table},
 }
 
 
-def rendered(text: str, name: str, results: dict[str, Any]) -> str:
-    """text with the part between the markers of `name` replaced. Raises ValueError without the markers."""
-    return speed.replaced(text, name, lambda: TABLES[name](results))
-
-
-def readme_with_results() -> str:
-    """README.md with the table of every results file that there is brought up to date."""
-    text = README.read_text()
-    for name in TABLES:
-        path = RESULTS_FOLDER / f"{name}.json"
-        if path.is_file():
-            text = rendered(text, name, json.loads(path.read_text()))
+def with_results(page: Path) -> str:
+    """The page with its tables brought up to date. Raises ValueError where it has no markers for one of them."""
+    text = page.read_text()
+    for name, table in TABLES.get(page, {}).items():
+        results = json.loads((RESULTS_FOLDER / f"{name}.json").read_text())
+        text = speed.replaced(text, name, partial(table, results))
+    if page.parent == speed.DOCS and page.name in speed.PAGES:
+        text = speed.page_with_results(page.name, text, RESULTS_FOLDER)
     return text
 
 
+def pages() -> list[Path]:
+    """All pages that have tables."""
+    return sorted({*TABLES, *(speed.DOCS / name for name in speed.PAGES)})
+
+
 def render_all() -> None:
-    README.write_text(readme_with_results())
-    for name in speed.PAGES:
-        page = speed.DOCS / name
-        page.write_text(speed.page_with_results(name, page.read_text(), RESULTS_FOLDER))
+    for page in pages():
+        page.write_text(with_results(page))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     with pruned(loaded.model, args) as handle:
         print(generate(loaded, batch, args, [prompt])[0])
         if handle is not None and handle.last is not None:
-            print(f"vision tokens: {handle.last.visual_before[0]} -> {handle.last.visual_after[0]}", file=sys.stderr)
+            print(f"visual tokens: {handle.last.visual_before[0]} -> {handle.last.visual_after[0]}", file=sys.stderr)
 
 
 if __name__ == "__main__":

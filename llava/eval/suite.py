@@ -155,11 +155,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--benchmarks", type=_words, default="textvqa,pope,mme", help="names, or name:split for one part of a benchmark"
     )
-    parser.add_argument("--keep", type=_numbers, default="192,128,64", help="budgets in vision tokens")
+    parser.add_argument("--keep", type=_numbers, default="192,128,64", help="budgets in visual tokens")
     parser.add_argument("--strategies", type=_words, default="dart,random,uniform")
     parser.add_argument("--pivot-orders", type=_words, default="original")
     parser.add_argument("--seeds", type=int, default=1, help="runs of the random strategy")
-    parser.add_argument("--blind", action="store_true", help="also ask with every picture replaced by grey")
+    parser.add_argument("--blind", action="store_true", help="also ask with every image replaced by grey")
     parser.add_argument("--out", type=Path, help="the results' JSON file; tables are written beside it (.md, .html)")
     parser.add_argument("--overwrite", action="store_true", help="throw earlier results away")
     args, loop_flags = parser.parse_known_args(argv)

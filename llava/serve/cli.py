@@ -27,7 +27,7 @@ DEFAULT_NEW_TOKENS = 512
 def answer(loaded: Loaded, prompt: str, images: list[Image.Image], args: argparse.Namespace) -> str:
     """Stream the model's next turn to stdout and return it.
 
-    The whole conversation is encoded anew, so that every turn's question chooses its own vision tokens.
+    The whole conversation is encoded anew, so that every turn's question chooses its own visual tokens.
     """
     batch = collate([encode(prompt, images, loaded.tokenizer, loaded.image_processor, loaded.model.config)])
     streamer = TextStreamer(loaded.tokenizer, skip_special_tokens=True)

@@ -1,4 +1,4 @@
-"""How many vision tokens a run went through, before and after pruning."""
+"""How many visual tokens a run went through, before and after pruning."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Tally:
         """One line: the strategy and a sample's tokens, as means over the samples so far."""
         config, n = self.handle.config, self.samples
         if n == 0:
-            return f"DART ({config.strategy}): no sample had vision tokens"
+            return f"DART ({config.strategy}): no sample had visual tokens"
         return (
-            f"DART ({config.strategy}): {self.before / n:.1f} -> {self.after / n:.1f} vision tokens per sample "
+            f"DART ({config.strategy}): {self.before / n:.1f} -> {self.after / n:.1f} visual tokens per sample "
             f"from layer {config.layer}, {self.mean / n:.1f} as a mean over the layers; {n} samples"
         )

@@ -33,7 +33,7 @@ run_benchmark() {
     local flags=() setting=vanilla part=()
     if [ -z "$ratio$tokens" ] && [ -n "${DEFAULT_TOKENS:-}" ]; then
         tokens=$DEFAULT_TOKENS
-        echo "no budget given: $tokens vision tokens are kept (none: all of them)"
+        echo "no budget given: $tokens visual tokens are kept (none: all of them)"
     fi
     if [ "$ratio" = none ]; then ratio='' tokens=''; fi
     if [ -n "$ratio$tokens" ]; then

@@ -1,5 +1,5 @@
 # Shared by Qwen2-VL/eval_scripts/lmms_eval.sh and Qwen2_5-VL/eval_scripts/lmms_eval.sh:
-# run_lmms FAMILY [Sparse] [Reduction_Ratio]: True or False (default True), share of vision tokens to drop (default 0.889).
+# run_lmms FAMILY [Sparse] [Reduction_Ratio]: True or False (default True), share of visual tokens to drop (default 0.889).
 # Environment:
 #   MODEL TASKS OUTPUT        checkpoint (folder or hub name), lmms-eval's tasks, folder of the results
 #   BATCH_SIZE LIMIT          questions at a time; questions of each task (all: every one)

@@ -61,21 +61,21 @@ def add_loop_arguments(parser: argparse.ArgumentParser, files: bool = True) -> N
     parser.add_argument(
         "--num-workers",
         type=int,
-        help=f"processes that read pictures ahead (default: {GPU_WORKERS} beside a GPU, none where the CPU computes)",
+        help=f"processes that read images ahead (default: {GPU_WORKERS} beside a GPU, none where the CPU computes)",
     )
     parser.add_argument("--overwrite", action="store_true", help="throw earlier answers away")
     parser.add_argument(
         "--on-error",
         choices=("fail", "skip"),
         default="fail",
-        help="skip: a question whose picture cannot be read is left out and listed in ANSWERS.failed; the run goes on, "
+        help="skip: a question whose image cannot be read is left out and listed in ANSWERS.failed; the run goes on, "
         "ends with exit code 1, and the same command asks it again",
     )
     parser.add_argument(
-        "--blind", action="store_true", help="replace every picture by grey: what can be answered without it"
+        "--blind", action="store_true", help="replace every image by grey: what can be answered without it"
     )
     parser.add_argument(
-        "--blur", type=int, metavar="D", help="reduce every picture by D per side and enlarge it again: fewer details"
+        "--blur", type=int, metavar="D", help="reduce every image by D per side and enlarge it again: fewer details"
     )
     parser.add_argument(
         "--is_textvqa",
@@ -156,10 +156,10 @@ def settings_of(args: argparse.Namespace, examples: Sequence[Example]) -> dict[s
 
 def _describe(handle: PruneHandle | None) -> str:
     if handle is None or handle.last is None:
-        return "strategy: none, all vision tokens kept"
+        return "strategy: none, all visual tokens kept"
     last = handle.last
     return (
-        f"strategy: {handle.config.strategy}, vision tokens: "
+        f"strategy: {handle.config.strategy}, visual tokens: "
         f"{last.visual_before[0]} -> {last.visual_after[0]} from layer {last.layer}, "
         f"{last.mean_visual_tokens[0]:.1f} as a mean over {last.layers} layers"
     )

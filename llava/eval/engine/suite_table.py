@@ -70,7 +70,7 @@ def mean_of(scores: list[float] | None) -> str:
 def _block(results: dict[str, Any], keep: int | None) -> str:
     """The heading of a budget: what was asked for and how many tokens that keeps, from layer K on and in the mean."""
     if keep is None:
-        return "all vision tokens"
+        return "all visual tokens"
     names = {s["name"] for s in results["settings"] if s["keep"] == keep}
     kept = {
         (tuple(f["tokens"]), f["mean_tokens"])
