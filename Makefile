@@ -17,6 +17,8 @@ STAMP := $(VENV)/.installed
 OLDEST_STAMP := $(OLDEST)/.installed
 LMMS_STAMP := $(LMMS)/.installed
 DOCS_STAMP := $(DOCS)/.installed
+VLLM := .venv-vllm
+VLLM_STAMP := $(VLLM)/.installed
 
 # What depends on the version of transformers: the engine, the families, and the commands on top of them.
 ENGINE_TESTS := tests/matrix/test_matrix.py $(addprefix tests/test_,dart_command.py llava_golden.py llava_model.py \
@@ -26,11 +28,14 @@ ENGINE_TESTS := tests/matrix/test_matrix.py $(addprefix tests/test_,dart_command
 # Two processes, each of which computes on one thread.
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: setup setup-lmms lock clean-env demo test test-lmms test-oldest test-newest check docs bench bench-gpu
+.PHONY: setup setup-lmms setup-vllm lock clean-env demo test fuzz test-lmms test-vllm test-oldest test-newest check docs \
+	bench bench-gpu
 
 setup: $(STAMP)
 
 setup-lmms: $(LMMS_STAMP)
+
+setup-vllm: $(VLLM_STAMP)
 
 # $(call install,FOLDER,LOCK): the lock and this project, which is built with the locked setuptools. With another torch the
 # lock goes without torch and without what torch brings. An environment without its stamp is half made: it is made anew.
@@ -79,12 +84,20 @@ $(DOCS_STAMP): requirements/docs.txt
 	$(DOCS)/bin/python -m pip install --quiet -r requirements/docs.txt
 	touch $@
 
+# vLLM for CPUs, with the one torch that it asks for: nothing of .venv is seen. The .pth file lets torchvision be imported.
+$(VLLM_STAMP): requirements/vllm.txt pyproject.toml
+	test -e $@ || $(PYTHON) -m venv --clear $(VLLM)
+	PIP_CONSTRAINT=requirements/vllm.txt $(VLLM)/bin/python -m pip install --quiet --no-deps -r requirements/vllm.txt
+	$(VLLM)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	printf '%s\n' "$(CURDIR)/vllm/cpu" 'import torchvision_operators' > "$$($(VLLM)/bin/python $(PURELIB))/torchvision_operators.pth"
+	touch $@
+
 # All lock files, with the newest versions that pyproject.toml admits.
 lock:
 	$(PYTHON) requirements/lock.py $(TORCH)
 
 clean-env:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LMMS) $(DOCS)
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LMMS) $(DOCS) $(VLLM)
 
 demo: setup
 	$(VENV)/bin/python scripts/demo.py
@@ -92,8 +105,15 @@ demo: setup
 test: setup
 	$(VENV)/bin/python -m pytest $(WORKERS)
 
+# 2,000 random files, configs, images, training rows and requests each, where `make test` tries about 100.
+fuzz: setup
+	DART_FUZZ=2000 $(VENV)/bin/python -m pytest tests/test_fuzz.py
+
 test-lmms: setup-lmms
 	$(LMMS)/bin/python -m pytest tests/test_lmms_*.py
+
+test-vllm: $(VLLM_STAMP)
+	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_vllm_*.py
 
 test-oldest: $(OLDEST_STAMP)
 	$(OLDEST)/bin/python -m pytest $(WORKERS) $(ENGINE_TESTS)

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.arguments import positive
 from benchmarks.output import print_table, publish
 from benchmarks.probe import median_ms
-from dart.utils import UserError, exits_cleanly, provenance
+from dart.utils import Parser, UserError, exits_cleanly, provenance
 
 HERE = Path(__file__).resolve().parents[1]
 CASES = ("135m-float32-2880", "llava-1.5-7b-bfloat16-576", "select-620", "select-2900", "import", "help")
@@ -42,7 +42,7 @@ def ask(checkout: Path, case: str, repeats: int) -> float:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, help="the folder of the other checkout")
     parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--repeats", type=positive, default=3, help="in a process")

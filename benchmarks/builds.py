@@ -24,7 +24,7 @@ from benchmarks.arguments import check_known, list_of
 from benchmarks.output import print_table, publish
 from dart import kernels
 from dart.engine.selection import plan_batch
-from dart.utils import DTYPES, exits_cleanly, provenance
+from dart.utils import DTYPES, Parser, exits_cleanly, provenance
 
 CAPABILITY, WARP = 90, 32  # of an H100 or H200
 POINTERS = {
@@ -125,7 +125,7 @@ def facts(built: Any) -> dict[str, int]:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtypes", type=list_of(str), default=list(DTYPES))
     parser.add_argument("--out", help="such as docs/results/kernel-builds-hopper.json")
     args = parser.parse_args(argv)

@@ -21,7 +21,7 @@ from benchmarks.arguments import check_known, list_of, positive
 from benchmarks.output import print_table, publish
 from dart.engine.selection import Selector, selector
 from dart.engine.signals import Signals
-from dart.utils import UserError, exits_cleanly, one_line, provenance
+from dart.utils import Parser, UserError, exits_cleanly, one_line, provenance
 
 GRID, WIDTH, HEADS = 24, 256, 4
 TEXT = 16  # tokens after the image
@@ -171,7 +171,7 @@ def table(names: list[str], world: World, keep: int, seeds: int) -> list[dict[st
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strategies", type=list_of(str), help="default: all that can run")
     parser.add_argument("--worlds", type=list_of(str), default=list(WORLDS), help=f"of {', '.join(WORLDS)}")
     parser.add_argument("--keep", type=positive, default=64)

@@ -25,7 +25,7 @@ from benchmarks.output import print_table, publish
 from dart import kernels
 from dart.engine.layers import gather_inputs
 from dart.engine.selection import plan_batch, select_rows
-from dart.utils import DTYPES, device_of, exits_cleanly, provenance
+from dart.utils import DTYPES, Parser, device_of, exits_cleanly, provenance
 
 TEXT = 35  # tokens before the image, and after it
 SETS = 4  # of inputs; together larger than a GPU's cache
@@ -140,7 +140,7 @@ def measure(name: str, batch: int, device: torch.device, dtype: str, repeats: in
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", type=list_of(str), default=["llava-1.5-7b", "llava-next-7b", "qwen2.5-vl-7b"])
     parser.add_argument("--batch-sizes", type=list_of(positive), default=[1, 8])
     parser.add_argument("--dtypes", type=list_of(str), default=["bfloat16"])

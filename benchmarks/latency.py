@@ -26,7 +26,7 @@ from benchmarks.plot import check_chart
 from benchmarks.shapes import SHAPES, Shape, Workload, build, workload
 from dart import strategies
 from dart.engine.compiled import compile_layers
-from dart.utils import DTYPES, device_of, exits_cleanly, provenance
+from dart.utils import DTYPES, Parser, device_of, exits_cleanly, provenance
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
@@ -36,7 +36,7 @@ def _engines() -> str:
 
 
 def parser_() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", choices=SHAPES, default="tiny", help="a shape, with random weights")
     which.add_argument("--checkpoint", help="folder or hub name: an original LLaVA, or transformers' LLaVA, Qwen-VL")
@@ -47,7 +47,7 @@ def parser_() -> argparse.ArgumentParser:
     parser.add_argument("--attn", type=list_of(str), default=["sdpa"], help=", ".join(ATTENTION))
     parser.add_argument("--dtype", type=list_of(str), help=f"{', '.join(DTYPES)}; default: float32, on CUDA bfloat16")
     parser.add_argument("--device", help="default: CUDA where there is one")
-    parser.add_argument("--images", type=positive, help="pictures (views) in a prompt; default: the shape's")
+    parser.add_argument("--images", type=positive, help="images (views) in a prompt; default: the shape's")
     parser.add_argument("--layers", type=positive, help="fewer decoder layers, where memory is short")
     parser.add_argument("--engine", choices=ENGINES, default="eager", help=_engines())
     parser.add_argument("--compile-layers", action="store_true", help="torch.compile for the layers of the prefill")

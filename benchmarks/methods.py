@@ -32,7 +32,18 @@ from benchmarks.shapes import SHAPES, Workload, build, workload
 from dart import strategies
 from dart.compare.plan import Rules, changes_pixels
 from dart.config import SCOPES
-from dart.utils import DTYPES, Sample, UserError, device_of, exits_cleanly, in_turns, one_line, provenance, write_json
+from dart.utils import (
+    DTYPES,
+    Parser,
+    Sample,
+    UserError,
+    device_of,
+    exits_cleanly,
+    in_turns,
+    one_line,
+    provenance,
+    write_json,
+)
 from llava.files import read_json
 
 ACCURACY = Path("docs", "results", "compare-llava-tiny.json")
@@ -165,7 +176,7 @@ class Record:
 
 
 def parser_() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=list_of(str), default=["llava-1.5-7b"], help=f"of {', '.join(SHAPES)}")
     parser.add_argument("--methods", type=list_of(str), help="such as dart,spread; default: all")
     parser.add_argument("--keep", type=float, help="share of the visual tokens; default: that of --accuracy")

@@ -23,7 +23,7 @@ from benchmarks.output import publish
 from benchmarks.phases import peak_bytes
 from benchmarks.plot import Curve, check_chart, line_chart
 from dart.engine.selection import select_rows
-from dart.utils import DTYPES, device_of, exits_cleanly, provenance
+from dart.utils import DTYPES, Parser, device_of, exits_cleanly, provenance
 
 WIDTH, KV_HEADS, HEAD_DIM = 3584, 4, 128
 TEXT, SPAN = 35, 1024
@@ -75,7 +75,7 @@ def line_through(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def parser_() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--tokens", type=list_of(positive), default=list(TOKENS), help="two numbers or more, with commas"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from functools import partial
 
@@ -13,7 +12,7 @@ from benchmarks.arguments import check_known, list_of, positive
 from benchmarks.ceilings import seconds_of
 from benchmarks.output import print_table, publish
 from dart.config import PIVOT_ORDERS
-from dart.utils import DTYPES, exits_cleanly, provenance
+from dart.utils import DTYPES, Parser, exits_cleanly, provenance
 
 SHAPES = {"llava-7b": (620, 576), "next-7b": (2900, 2880)}
 START, WIDTH, HEADS, HEAD_DIM, KEEP = 15, 4096, 32, 128, 128
@@ -67,7 +66,7 @@ def measure(
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--shapes", type=list_of(str), default=list(SHAPES))
     parser.add_argument("--dtypes", type=list_of(str), default=["float32", "bfloat16"])
     parser.add_argument("--strategies", type=list_of(str), default=[], help="also time these, such as spread")

@@ -39,8 +39,13 @@ def read_image(path: str) -> Image.Image:
     """An image as RGB, EXIF rotation ignored as the models' processors do. Raises UserError naming the file."""
     if not Path(path).is_file():
         raise UserError(f"image {path} does not exist: give the path of an image file")
-    with _naming(f"image {path}", "an image"), Image.open(path) as image:
-        _check_size(image.size, f"image {path}")
+    return decoded_image(path, f"image {path}")
+
+
+def decoded_image(source: Any, what: str) -> Image.Image:
+    """An encoded image, a path or a file object, as RGB. Raises UserError that begins with `what`."""
+    with _naming(what, "an image"), Image.open(source) as image:
+        _check_size(image.size, what)
         return image.convert("RGB")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from dart.utils import UserError, read_json, write_json, write_text
+from dart.utils import SURROGATE, UserError, is_text, read_json, write_json, write_text
 
 REMEDY = "choose another --answers-file or start over with --overwrite"
 
@@ -38,6 +38,8 @@ def parse_line(line: bytes, path: Path, number: int) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:  # also of bytes that are no text
         raise UserError(f"{path} line {number} is no JSON ({error}); repair or remove the line") from error
+    if SURROGATE in line.lower() and not is_text(row):
+        raise UserError(f"{path} line {number} has half a character (a lone \\ud800 to \\udfff); repair the line")
     if not isinstance(row, dict):
         raise UserError(f"{path} line {number} must be a JSON object, got {type(row).__name__}")
     return row

@@ -30,7 +30,9 @@ Sample = dict[str, float]
 UNFINISHED, USAGE_ERROR = 1, 2
 INTERRUPTED = 130
 DTYPES = ("float32", "float16", "bfloat16")
+UNREAD = ("*.gguf", "*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.pth")  # of a hub repository, by no loader here
 WEIGHTS = ("config.json", "*.safetensors", "*.bin")
+SURROGATE = rb"\ud"  # how half a character, or one of two halves, begins in JSON
 BLOCK_BYTES, LARGE_BYTES = 1 << 20, 64 << 20
 SETTLED_SECONDS = 2.0  # a file written since may change again without a new time
 MEMORY_IS_SHORT = ("out of memory", "can't allocate memory")
@@ -121,23 +123,34 @@ def is_hub_name(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not os.path.isdir(os.path.dirname(path))
 
 
-def checkpoint_folder(path: str) -> str:
+def add_revision(parser: argparse.ArgumentParser) -> None:
+    """Add --revision: `checkpoint_folder` takes it."""
+    parser.add_argument(
+        "--revision", help="commit, tag or branch of a hub repository (default: its main branch as it is today)"
+    )
+
+
+def checkpoint_folder(path: str, revision: str | None = None) -> str:
     """The folder `path`, else the downloaded snapshot of the hub repository of that name.
 
-    Raises FileNotFoundError when it is neither.
+    revision: a commit, tag or branch of that repository; None: its main branch. Raises FileNotFoundError when it is
+    neither, or there is no such revision; UserError for a folder with a revision, which has none.
     """
     local = os.path.expanduser(path)
     if os.path.isdir(local):
+        if revision is not None:
+            raise UserError(f"--revision {revision} is for a hub name, and {path} is a folder: leave it out")
         return local
     if not is_hub_name(path):
         raise FileNotFoundError(f"model path {path} does not exist: expected a checkpoint's folder or a hub name")
     from huggingface_hub import snapshot_download
 
     try:
-        return snapshot_download(path)
+        return snapshot_download(path, revision=revision, ignore_patterns=list(UNREAD))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"model path {path} does not exist here and cannot be fetched from the hub ({type(error).__name__})"
+            f"model path {path}{f' (revision {revision})' if revision else ''} does not exist here and cannot be "
+            f"fetched from the hub ({type(error).__name__})"
         ) from error
 
 
@@ -209,9 +222,22 @@ def read_json(path: str | Path) -> Any:
         raise FileNotFoundError(f"{path} does not exist")
     with open(path, encoding="utf-8") as file:
         try:
-            return json.load(file)
+            text = file.read()
+            value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not valid JSON ({error}): get the file again") from error
+    if SURROGATE.decode() in text.lower() and not is_text(value):
+        raise ValueError(f"{path} has half a character (a lone \\ud800 to \\udfff): get the file again")
+    return value
+
+
+def is_text(value: Any) -> bool:
+    """Whether all strings in a value read from JSON are Unicode text: JSON can name half a character, files cannot."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def provenance() -> dict[str, Any]:

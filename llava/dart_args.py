@@ -57,10 +57,13 @@ def add_dart_arguments(parser: argparse.ArgumentParser) -> None:
         type=_tokens,
         help=f"visual tokens to keep (default without a ratio: {DEFAULTS.keep}, LLaVA-NeXT {NEXT_TOKENS})",
     )
-    group.add_argument("--pivot_image_token", type=int, default=DEFAULTS.image_pivots)
-    group.add_argument("--pivot_text_token", type=int, default=DEFAULTS.text_pivots)
+    group.add_argument("--pivot_image_token", type=int, default=DEFAULTS.image_pivots, help="pivots in the image (4)")
+    group.add_argument("--pivot_text_token", type=int, default=DEFAULTS.text_pivots, help="pivots in the text (4)")
     group.add_argument(
-        "--pivot_order", default="original", choices=("original", "norm"), help="in which order the pivots choose"
+        "--pivot_order",
+        default="original",
+        choices=("original", "norm"),
+        help="in which order the pivots choose: the research code's (default), or by falling norm",
     )
     group.add_argument(
         "--scope",
@@ -68,7 +71,9 @@ def add_dart_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("joint", "span"),
         help="one budget for all visual tokens of a prompt (the original) or a share for each image or tile",
     )
-    group.add_argument("--strategy", default=DEFAULTS.strategy, help="dart, random, uniform or a strategy of your own")
+    group.add_argument(
+        "--strategy", default=DEFAULTS.strategy, help="how to choose them (dart); a wrong name lists all"
+    )
     group.add_argument(
         "--exact",
         action="store_const",
@@ -81,7 +86,11 @@ def add_dart_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of what the budget is a number (default {DEFAULTS.budget_kind})",
     )
     group.add_argument("--seed", type=int, default=DEFAULTS.seed, help="of random strategies and of sampling")
-    group.add_argument("--attn_implementation", choices=("eager", "sdpa", "flash_attention_2", "flex_attention"))
+    group.add_argument(
+        "--attn_implementation",
+        choices=("eager", "sdpa", "flash_attention_2", "flex_attention"),
+        help="attention kernel (default: transformers' choice)",
+    )
 
 
 def dart_config(args: argparse.Namespace, anyres: bool = False) -> DartConfig | None:

@@ -43,14 +43,16 @@ class Benchmark:
 
     def counted(self, texts: Mapping[str, str]) -> list[Any]:
         """The benchmark's samples of these answers (sample id -> text)."""
-        return self.task.samples(self.data, self._rows(texts), self.split)
+        with self.task.in_official_form(self.data):
+            return self.task.samples(self.data, self._rows(texts), self.split)
 
     def grade(self, texts: Mapping[str, str]) -> dict[str, float]:
         return {row[LABEL]: sample.score for sample in self.counted(texts) for row in sample.answers}
 
     def official(self, texts: Mapping[str, str]) -> float:
         """The benchmark's headline figure from the answers to all its questions."""
-        return float(self.task.score(self.data, self._rows(texts), self.split)["score"])
+        with self.task.in_official_form(self.data):
+            return float(self.task.score(self.data, self._rows(texts), self.split)["score"])
 
 
 def open_benchmark(name: str, folder: Path | None) -> DataSet:

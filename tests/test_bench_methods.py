@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 import dart
 from benchmarks import methods
+from benchmarks.shapes import SHAPES, build, workload
+from dart.engine import forward
 from dev.results import speed
 
 QUICK = ["--models", "tiny", "--layer", "1", "--repeats", "1", "--warm-up", "0", "--dtype", "float32"]
@@ -89,3 +93,14 @@ def test_bad_input_is_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         methods.main(arguments)
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_views_that_ask_for_the_same_attention_row_share_it(monkeypatch):
+    """A layer's projections of all tokens run once a stage, not once for each view."""
+    shape = replace(SHAPES["tiny"], between=1)
+    work = workload(shape, build(shape, torch.device("cpu"), torch.float32, "sdpa"), 1)
+    calls, plain = [], forward.attention_rows
+    monkeypatch.setattr(forward, "attention_rows", lambda *given: calls.append(1) or plain(*given))
+    with torch.inference_mode(), dart.prune(work.model, dart.DartConfig(keep=32, strategy="pyramiddrop")) as handle:
+        work.model(**work.inputs)
+    assert len(handle.last.stages) == len(calls) == 3 and shape.images == 4

@@ -134,6 +134,16 @@ def of_script(command: Command) -> list[str]:
     return wrong + unknown_options(command.words, read)
 
 
+@pytest.mark.parametrize(
+    "words", ["dart", "dart serve", "dart.compare", "llava.eval.suite", "llava.eval.run", "llava.eval.run_llava"]
+)
+def test_help_says_what_every_option_does(words):
+    lines = [line for line in help_of(*words.split()).split("options:", 1)[1].splitlines() if line.strip()]
+    option = re.compile(r"  (-\w, )?--[\w-]+( \S+)*$")  # and nothing after it
+    followed = zip(lines, [*lines[1:], ""], strict=True)
+    assert [line for line, after in followed if option.match(line) and not after.startswith(" " * 8)] == []
+
+
 def extras() -> set[str]:
     return set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 
@@ -214,12 +224,13 @@ def test_links_lead_somewhere(page):
         assert not anchor or target.suffix != ".md" or anchor in anchors(target), written
 
 
-def flat(entries: Any) -> Iterator[str]:
-    for entry in entries:
-        if isinstance(entry, str):
-            yield entry
-        else:
-            yield from (page for part in entry.values() for page in flat(part))
+def flat(entry: Any) -> Iterator[str]:
+    """The pages of a part of mkdocs' nav: a page, {title: part} or a list of parts."""
+    if isinstance(entry, str):
+        yield entry
+        return
+    for part in entry.values() if isinstance(entry, dict) else entry:
+        yield from flat(part)
 
 
 def test_the_map_and_the_site_know_all_pages():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dart.config import PIVOT_ORDERS, SCOPES, DartConfig
-from dart.utils import Parser, UserError, exits_cleanly, provenance, write_json
+from dart.utils import Parser, UserError, add_revision, checkpoint_folder, exits_cleanly, provenance, write_json
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not for --help and wrong arguments
     from dart.cli.measure import Answer
@@ -72,25 +72,30 @@ def _image_output(text: str) -> Path:
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="python -m dart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("--model", required=True, help="checkpoint folder or hub name of any supported family")
+    add_revision(out)
     out.add_argument("--image", nargs="+", action="extend", default=[], metavar="FILE", help="one image or several")
     out.add_argument("--video", nargs="+", action="extend", default=[], metavar="PATH", help="file or folder of frames")
-    out.add_argument("--question", required=True)
+    out.add_argument("--question", required=True, help="what to ask")
     out.add_argument("--frames", type=count(1), default=8, help="frames of a video, at most (8)")
     out.add_argument("--fps", type=_rate, help="frames per second of the video (default: its own; 2 for a folder)")
     out.add_argument("--keep", type=budget, default=128, help="visual tokens to keep: 128, or a share such as 0.111")
     out.add_argument("--exact", action="store_true", help="keep exactly so many, not rounded to whole pivots")
     out.add_argument("--layer", type=count(0), default=2, help="drop tokens before this decoder layer (2)")
     out.add_argument("--strategy", default="dart", help="how to choose them (dart); a wrong name lists all")
-    out.add_argument("--pivot-order", choices=PIVOT_ORDERS, default="norm")
+    out.add_argument(
+        "--pivot-order", choices=PIVOT_ORDERS, default="norm", help="in which order the pivots choose (norm)"
+    )
     out.add_argument("--scope", choices=SCOPES, default="span", help="a quota per image, or one for all")
-    out.add_argument("--image-pivots", type=count(0), default=4)
-    out.add_argument("--text-pivots", type=count(0), default=4)
+    out.add_argument("--image-pivots", type=count(0), default=4, help="pivots in the image (4)")
+    out.add_argument("--text-pivots", type=count(0), default=4, help="pivots in the text (4)")
     out.add_argument("--seed", type=count(0), default=0, help="for strategies that draw at random")
-    out.add_argument("--max-new-tokens", type=count(1), default=64)
+    out.add_argument("--max-new-tokens", type=count(1), default=64, help="of an answer, at most (64)")
     out.add_argument("--warm-up", type=count(0), default=1, help="untimed runs of one token before each (1)")
     out.add_argument("--device", help="default: a GPU where there is one, else cpu")
     out.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else the checkpoint's")
-    out.add_argument("--attn-implementation", choices=ATTENTION)
+    out.add_argument(
+        "--attn-implementation", choices=ATTENTION, help="attention kernel (default: transformers' choice)"
+    )
     out.add_argument("--save-overlay", type=_image_output, metavar="FILE", help="draw the kept patches")
     out.add_argument("--json", type=_output, metavar="FILE", help="write answers and figures")
     return out
@@ -193,7 +198,7 @@ def main(argv: list[str] | None = None) -> None:
     from dart.viz import draw_views
 
     logging.disable_progress_bar()
-    loaded = load(args.model, args.device, args.dtype, args.attn_implementation)
+    loaded = load(checkpoint_folder(args.model, args.revision), args.device, args.dtype, args.attn_implementation)
     prompt = loaded.prompt(messages(args.question, len(images), len(videos)), images, videos)
     views = prompt.views() if args.save_overlay else []
     answers = ask_both(loaded.model, prompt, config, args.warm_up, args.max_new_tokens)

@@ -16,7 +16,18 @@ from typing import Any
 
 from dart.cli import ATTENTION, DTYPES, budget, count
 from dart.config import BUDGET_KINDS, SCOPES
-from dart.utils import Parser, UserError, exits_cleanly, fingerprint, needed, provenance, write_json, write_text
+from dart.utils import (
+    Parser,
+    UserError,
+    add_revision,
+    checkpoint_folder,
+    exits_cleanly,
+    fingerprint,
+    needed,
+    provenance,
+    write_json,
+    write_text,
+)
 
 LIMIT, TIMED, PICTURES, FRAMES = 80, 8, 24, 8
 LAYER = 2
@@ -40,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m dart.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     out.add_argument("--model", required=True, help="checkpoint folder or hub name of any supported family")
+    add_revision(out)
     out.add_argument(
         "--data",
         required=True,
@@ -66,7 +78,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--max-new-tokens", type=count(1), help="of an answer (default: the data set's own number)")
     out.add_argument("--device", help="default: a GPU where there is one, else cpu")
     out.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else the checkpoint's")
-    out.add_argument("--attn-implementation", choices=ATTENTION)
+    out.add_argument(
+        "--attn-implementation", choices=ATTENTION, help="attention kernel (default: transformers' choice)"
+    )
     out.add_argument("--out", type=Path, help="folder (default: outputs/compare/MODEL)")
     out.add_argument("--overwrite", action="store_true", help="throw earlier answers away")
     return out
@@ -96,12 +110,14 @@ def main(argv: list[str] | None = None) -> None:
     from dart.cli.loading import load
 
     logging.disable_progress_bar()
-    loaded = load(args.model, args.device, args.dtype, args.attn_implementation)
+    folder = checkpoint_folder(args.model, args.revision)
+    loaded = load(folder, args.device, args.dtype, args.attn_implementation)
     model = loaded.model
     asking = run.Asking(loaded, rules, args.frames, args.timed)
     origin = provenance()
     facts = {
-        "model": fingerprint(args.model) or args.model,
+        "model": fingerprint(folder),
+        "revision": args.revision,
         "model_type": model.config.model_type,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": model.config.get_text_config(decoder=True)._attn_implementation,

@@ -12,7 +12,7 @@ import hashlib
 import io
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import entry_points
@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from dart.media import Video, read_image, read_video
+from dart.media import Video, decoded_image, read_image, read_video
 from dart.records import read_lines
 from dart.utils import UserError
 
@@ -33,6 +33,15 @@ ARTICLES = frozenset({"a", "an", "the"})
 MARKS = ".,;:!?\"'()[]{}"
 MAX_NEW_TOKENS = 64
 SEED = 0
+
+
+def contents_of(path: Path) -> Iterator[bytes]:
+    """Name and content of a file, or of the files of a folder of frames."""
+    for file in sorted(each for each in path.iterdir() if each.is_file()) if path.is_dir() else [path]:
+        yield file.name.encode()
+        with file.open("rb") as opened:
+            yield hashlib.file_digest(opened, "sha256").digest()
+
 
 Opener = Callable[[Path | None], "DataSet"]
 
@@ -68,10 +77,7 @@ class Sample:
     def _picture(self, image: Path | bytes) -> Image.Image:
         if isinstance(image, Path):
             return read_image(str(image))
-        try:
-            return Image.open(io.BytesIO(image)).convert("RGB")
-        except OSError as error:
-            raise UserError(f"sample {self.id}: its image cannot be read ({error})") from error
+        return decoded_image(io.BytesIO(image), f"sample {self.id}: its image")
 
 
 @dataclass(frozen=True)
@@ -103,13 +109,13 @@ class DataSet:
         return replace(self, samples=chosen, official=None)
 
     def digest(self) -> str:
-        """A hash of questions, references and images (of files: names and sizes)."""
+        """A hash of questions, references and images (of files: names and contents)."""
         digest = hashlib.sha256()
         for sample in self.samples:
             digest.update(repr((sample.id, sample.question, list(sample.references), sample.unit)).encode())
             for source in (*sample.images, *sample.videos):
-                seen = source if isinstance(source, bytes) else f"{source.name} {source.stat().st_size}".encode()
-                digest.update(hashlib.sha256(seen).digest())
+                for part in [source] if isinstance(source, bytes) else contents_of(source):
+                    digest.update(hashlib.sha256(part).digest())
         return digest.hexdigest()
 
 

@@ -47,13 +47,18 @@ def draw(path: Path, results: Results) -> None:
     for name, pair in zip(rows, all_axes, strict=True):
         for axes, (x, title) in zip(pair, AXES, strict=True):
             _panel(axes, results, name, x)
-            axes.set(xlabel=title, ylabel="accuracy, %", title=name or f"mean of {', '.join(map(str, names))}")
+            axes.set(xlabel=title, ylabel="accuracy, %", title=title_of(name, names))
             axes.grid(alpha=0.3)
     handles, labels = all_axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="center right", fontsize="small", frameon=False)
     figure.tight_layout(rect=(0, 0, 0.86, 1))
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def title_of(name: str | None, names: Sequence[Any]) -> str:
+    """A panel's title; a dollar sign in it begins no formula."""
+    return (name or f"mean of {', '.join(map(str, names))}").replace("$", r"\$")
 
 
 def _panel(axes: Any, results: Results, data: str | None, x: str) -> None:

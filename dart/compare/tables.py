@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dart.compare.plan import BLIND, UNPRUNED
 
 Results = Mapping[str, Any]
+FORMULA = ("=", "+", "-", "@")  # how a cell begins that a spreadsheet would compute
+MARKUP = re.compile(r"[\\`*|<>\[\]]")  # what begins markup or ends a cell in Markdown
 LEVEL = 0.05  # of a p-value that is marked
 BETTER, WORSE, UNEQUAL, ASKS = "▲", "▼", "≠", "?"
 COLUMNS = (
@@ -19,14 +22,36 @@ COLUMNS = (
 
 
 def to_csv(results: Results) -> str:
-    """Scores as shares of 1, tokens as means over samples, per_layer joined by spaces; nothing where not known."""
+    """Scores as shares of 1, tokens as means over samples, per_layer joined by spaces; nothing where not known.
+
+    A text that a spreadsheet would take for a formula has an apostrophe before it.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for cell in results["cells"]:
         values = {**cell, "per_layer": " ".join(map(str, cell.get("per_layer", [])))}
-        writer.writerow(["" if values.get(name) is None else values[name] for name in COLUMNS])
+        writer.writerow(["" if values.get(name) is None else _cell(values[name]) for name in COLUMNS])
     return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    text = " ".join(value.split())
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def plain(text: str) -> str:
+    """A name in Markdown, as it is: no character of it is read as markup, and it is one line."""
+    return MARKUP.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def code(text: str) -> str:
+    """A text as code in Markdown, in one line: between more backticks than there are side by side in it."""
+    text = " ".join(text.split())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{text}{fence}" if len(fence) == 1 else f"{fence} {text} {fence}"
 
 
 def budget_name(budget: float | None) -> str:
@@ -58,7 +83,7 @@ def score_text(cell: Mapping[str, Any]) -> str:
 def _row(results: Results, average: Mapping[str, Any]) -> list[str]:
     method, budget = average["method"], average["budget"]
     cells = [c for c in results["cells"] if (c["method"], c["budget"]) == (method, budget)]
-    name = method + (f" {ASKS}" if results["methods"][method]["question_aware"] else "")
+    name = plain(method) + (f" {ASKS}" if results["methods"][method]["question_aware"] else "")
     relative = "-" if average["relative"] is None else f"{average['relative']:.1f} %"
     relative += "" if average.get("equal", True) else f" {UNEQUAL}"
     figures = [number(average.get("mean_tokens")), number(average.get("select_ms")), number(average.get("prefill_ms"))]
@@ -66,7 +91,7 @@ def _row(results: Results, average: Mapping[str, Any]) -> list[str]:
 
 
 def to_markdown(results: Results) -> str:
-    names = [data["name"] for data in results["data"]]
+    names = list(map(plain, names_of(results)))
     heads = ["method", "tokens", *names, "relative", "select ms", "prefill ms"]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
     for budget in [None, *results["budgets"]]:
@@ -75,29 +100,30 @@ def to_markdown(results: Results) -> str:
         for average in results["averages"]:
             if average["budget"] == budget:
                 lines.append(f"| {' | '.join(_row(results, average))} |")
-    return "\n".join([*lines, "", *notes(results), *reasons(results)]) + "\n"
+    return "\n".join([*lines, "", *notes(results, plain), *reasons(results, plain)]) + "\n"
 
 
-def notes(results: Results) -> list[str]:
-    """How to read the table, one line each."""
+def notes(results: Results, plain: Callable[[str], str] = str) -> list[str]:
+    """How to read the table, one line each. plain: writes a name that somebody chose, in the form of the page."""
     kind, base = results["budget_kind"], results["baseline"]
     asked = "; ".join(
-        f"{data['name']}: {data['samples']} of {data['of']} questions" + (f" ({data['note']})" if data["note"] else "")
+        f"{plain(data['name'])}: {data['samples']} of {data['of']} questions"
+        + (f" ({plain(data['note'])})" if data["note"] else "")
         for data in results["data"]
     )
     return [
         f"- Budgets are {kind}, exact counts, layer {results['layer']}; tokens: the true mean over the decoder's "
         "layers and the samples.",
-        f"- Scores in percent with 95 % intervals. {BETTER} {WORSE}: McNemar's exact test against {base} at the same "
-        f"budget, p < {LEVEL} (not corrected for the number of rows); {UNEQUAL}: its true budget is another, not "
+        f"- Scores in percent with 95 % intervals. {BETTER} {WORSE}: McNemar's exact test against {plain(base)} at the "
+        f"same budget, p < {LEVEL} (not corrected for the number of rows); {UNEQUAL}: its true budget is another, not "
         f"tested. {ASKS}: looks at the question.",
-        f"- relative: mean over {', '.join(names_of(results))} of the score as a percentage of {UNPRUNED}'s. "
-        f"{BLIND}: every picture replaced by grey. With several seeds a score is their mean, and an answer counts as "
-        "right against another method where half of the seeds are.",
+        f"- relative: mean over {', '.join(map(plain, names_of(results)))} of the score as a percentage of "
+        f"{UNPRUNED}'s. {BLIND}: every picture replaced by grey. With several seeds a score is their mean, and an "
+        "answer counts as right against another method where half of the seeds are.",
         f"- Times: medians; prefill with vision tower, {results['dtype']}, attention {results['attention']}, "
-        f"{results['hardware']}.",
-        f"- {asked}. Model {results['model_name']}, commit {results['commit']}, {results['date']}: "
-        f"`{results['command']}`",
+        f"{plain(results['hardware'])}.",
+        f"- {asked}. Model {plain(results['model_name'])}, commit {results['commit']}, {results['date']}: "
+        f"{code(results['command'])}",
     ]
 
 
@@ -105,13 +131,13 @@ def names_of(results: Results) -> list[str]:
     return [data["name"] for data in results["data"]]
 
 
-def reasons(results: Results) -> list[str]:
-    """Why what was not run was not, equal reasons together."""
+def reasons(results: Results, plain: Callable[[str], str] = str) -> list[str]:
+    """Why what was not run was not, equal reasons together. plain: as for `notes`."""
     found: dict[str, list[str]] = {}
     for cell in results["cells"]:
         if "reason" in cell:
             found.setdefault(f"{cell['method']}: {cell['reason']}", []).append(_place(cell))
-    return [f"- not run: {reason} [{'; '.join(places)}]" for reason, places in found.items()]
+    return [f"- not run: {plain(reason)} [{plain('; '.join(places))}]" for reason, places in found.items()]
 
 
 def _place(cell: Mapping[str, Any]) -> str:

@@ -75,6 +75,7 @@ class Signals:
     given: dict[str, Any] = field(default_factory=dict)
     strategy: str = ""
     memory: dict[int, dict[str, Any]] = field(default_factory=dict)
+    asked: dict[int, torch.Tensor] = field(default_factory=dict)  # `next_attention_rows` of the query at this position
 
     def __getattr__(self, name: str) -> torch.Tensor:
         if is_signal(name) and name in self.given:
@@ -112,7 +113,16 @@ class Signals:
         rows: Rows = self.attention  # type: ignore[assignment]
         return rows(queries, ones=True).mean(0)
 
-    def next_attention_rows(self, queries: torch.Tensor) -> torch.Tensor:
-        """The same of this layer, from its own norm and projections of `raw`, as if nothing were dropped before it."""
+    def next_attention_rows(self, queries: torch.Tensor, place: int | None = None) -> torch.Tensor:
+        """The same of this layer, from its own norm and projections of `raw`, as if nothing were dropped before it.
+
+        place: the position that `queries` holds, where it is one that the host knows: the projections of all tokens run
+        once for a sample, however many token groups ask about it.
+        """
+        if place is not None and place in self.asked:
+            return self.asked[place]
         rows: Rows = self.next_attention  # type: ignore[assignment]
-        return rows(queries).mean(0)
+        found = rows(queries).mean(0)
+        if place is not None:
+            self.asked[place] = found
+        return found

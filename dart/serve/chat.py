@@ -10,7 +10,7 @@ from typing import Any
 from dart import strategies
 from dart.config import DartConfig
 from dart.serve.errors import ApiError, refused
-from dart.utils import one_line
+from dart.utils import SURROGATE, is_text, one_line
 
 ROLES = ("system", "user", "assistant")
 BUDGET = ("keep", "strategy", "exact", "seed")
@@ -65,6 +65,8 @@ def read_chat(body: bytes, limits: ChatLimits) -> Chat:
         data = json.loads(body)
     except (ValueError, RecursionError):
         raise refused("the request's body is not valid JSON") from None
+    if SURROGATE in body.lower() and not is_text(data):
+        raise refused("the request's body has half a character (a lone \\ud800 to \\udfff)")
     if not isinstance(data, dict):
         raise refused("the request's body is not a JSON object")
     data = {name: value for name, value in data.items() if value is not None}

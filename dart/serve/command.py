@@ -10,19 +10,20 @@ from pathlib import Path
 
 from dart.cli import ATTENTION, DTYPES, budget, count
 from dart.config import DartConfig
-from dart.utils import Parser, UserError, exits_cleanly, needed, one_line
+from dart.utils import Parser, UserError, add_revision, checkpoint_folder, exits_cleanly, needed, one_line
 
 
 def parser() -> argparse.ArgumentParser:
     out = Parser(prog="python -m dart serve", description=__doc__)
     out.add_argument("--model", required=True, help="checkpoint folder or hub name of any supported family")
+    add_revision(out)
     out.add_argument("--name", help="the model's name for clients (default: the last part of --model)")
     out.add_argument("--keep", type=budget, default=128, help="visual tokens to keep: 128, or a share such as 0.222")
     out.add_argument("--layer", type=count(0), default=2, help="drop tokens before this decoder layer (2)")
     out.add_argument("--strategy", default="dart", help="how to choose them (dart); a wrong name lists all")
     out.add_argument("--per-request", action="store_true", help='accept {"dart": {"keep": 64}} in a request')
-    out.add_argument("--host", default="127.0.0.1")
-    out.add_argument("--port", type=count(1), default=8000)
+    out.add_argument("--host", default="127.0.0.1", help="address to serve at (127.0.0.1: this machine alone)")
+    out.add_argument("--port", type=count(1), default=8000, help="port to serve at (8000)")
     out.add_argument("--api-key-env", metavar="NAME", help="environment variable with the key that clients must send")
     out.add_argument("--allow-image-urls", default="", metavar="HOST[,HOST]", help="fetch images from these hosts")
     out.add_argument("--queue", type=count(0), default=16, help="requests that may wait (16)")
@@ -34,7 +35,9 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--grace", type=count(0), default=30, help="seconds that a shutdown waits for requests (30)")
     out.add_argument("--device", help="default: a GPU where there is one, else cpu")
     out.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, else the checkpoint's")
-    out.add_argument("--attn-implementation", choices=ATTENTION)
+    out.add_argument(
+        "--attn-implementation", choices=ATTENTION, help="attention kernel (default: transformers' choice)"
+    )
     return out
 
 
@@ -78,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         args.max_bytes,
         args.timeout,
     )
-    loaded = load(args.model, args.device, args.dtype, args.attn_implementation)
+    loaded = load(checkpoint_folder(args.model, args.revision), args.device, args.dtype, args.attn_implementation)
     try:
         engine = Engine(loaded, config, args.queue, Metrics())
     except TypeError as error:  # a family that DART does not know

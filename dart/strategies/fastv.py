@@ -13,6 +13,11 @@ def last_query(tokens: Tokens) -> torch.Tensor:
     return (tokens.text if tokens.text.numel() else tokens.visual)[-1:]
 
 
+def last_place(tokens: Tokens) -> int:
+    """Its position, without a wait for the device."""
+    return int((tokens.plan.text if tokens.plan.text.size else tokens.plan.visual)[-1])
+
+
 def best_of_windows(scores: torch.Tensor, grid: torch.Tensor, window: int, count: int) -> torch.Tensor:
     """Indices [count], ascending: the best tokens by `scores` [N] of each window of `window` x `window` places of the
     grid [N, 4], first the best of each window, then the second best, windows in proportion to their tokens; among

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dart.config import DartConfig
 from dart.strategies.base import Reduction, Stage, Strategy, Tokens, highest, pyramid, register
-from dart.strategies.fastv import last_query
+from dart.strategies.fastv import last_place, last_query
 
 
 @register("pyramiddrop")
@@ -27,5 +27,5 @@ class PyramidDrop(Strategy):
         return pyramid("pyramiddrop", self.option(config, "places"), self.option(config, "fractions"), layers)
 
     def reduce(self, tokens: Tokens) -> Reduction:
-        scores = tokens.signals.next_attention_rows(last_query(tokens))[0][tokens.visual]
+        scores = tokens.signals.next_attention_rows(last_query(tokens), last_place(tokens))[0][tokens.visual]
         return Reduction(tokens.visual[highest(scores, tokens.keep)])

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from dart.config import DartConfig
 from dart.strategies.base import Merge, Reduction, Stage, Strategy, Tokens, at_depth, highest, register
-from dart.strategies.fastv import best_of_windows, last_query
+from dart.strategies.fastv import best_of_windows, last_place, last_query
 
 
 @register("vscan")
@@ -44,7 +44,7 @@ class VScan(Strategy):
     def reduce(self, tokens: Tokens) -> Reduction:
         visual, signals, count = tokens.visual, tokens.signals, tokens.keep
         if tokens.stage:
-            scores = signals.next_attention_rows(last_query(tokens))[0][visual]
+            scores = signals.next_attention_rows(last_query(tokens), last_place(tokens))[0][visual]
             return Reduction(visual[highest(scores, count)])
         early = getattr(signals, at_depth("tower_attention", self.option(tokens.config, "depth")))[visual]
         few = int(count * self.option(tokens.config, "share"))

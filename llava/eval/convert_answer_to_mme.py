@@ -6,18 +6,19 @@ other places. One file per subtask, ready for `python -m llava.eval.eval_mme`.
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from pathlib import Path
 
-from dart.utils import UserError, exits_cleanly
+from dart.utils import Parser, UserError, exits_cleanly
 from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.mme import IMAGES, SUFFIX, read_truth, truth_of
+from llava.files import names_its_files
 
 
 @exits_cleanly
+@names_its_files
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--experiment", required=True)
     parser.add_argument("--data-dir", default=".", help="the MME folder")
     parser.add_argument("--answers-file")

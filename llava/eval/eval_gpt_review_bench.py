@@ -9,15 +9,16 @@ import argparse
 from pathlib import Path
 
 import llava.eval.tasks.llavabench as bench
-from dart.utils import exits_cleanly
-from llava.eval.engine.answers import read_lines
+from dart.utils import Parser, exits_cleanly
+from llava.eval.engine.answers import all_lines
 from llava.eval.engine.judge import Judge
-from llava.files import read_json
+from llava.files import names_its_files, read_json
 
 
 @exits_cleanly
+@names_its_files
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-q", "--question", required=True, help="questions.jsonl")
     parser.add_argument("-c", "--context", required=True, help="context.jsonl: what the pictures show")
     parser.add_argument("-a", "--answer-list", nargs=2, required=True, metavar=("REFERENCE", "OURS"))
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-tokens", type=int, default=bench.REVIEW_TOKENS)
     args = parser.parse_args(argv)
     questions, contexts, reference, ours = (
-        list(read_lines(Path(path).expanduser())) for path in (args.question, args.context, *args.answer_list)
+        all_lines(Path(path).expanduser()) for path in (args.question, args.context, *args.answer_list)
     )
     rules = read_json(Path(args.rule).expanduser())
     judge = Judge.from_environment(bench.OFFICIAL_JUDGE)

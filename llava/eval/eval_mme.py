@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from dart.utils import UserError, exits_cleanly
+from dart.utils import Parser, UserError, exits_cleanly
 from llava.eval.engine.figures import emit
 from llava.eval.tasks.mme import score_rows
+from llava.files import names_its_files
 
 FIELDS = 4
 
 
 @exits_cleanly
+@names_its_files
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--results_dir", required=True)
     parser.add_argument("--out")
     args = parser.parse_args(argv)

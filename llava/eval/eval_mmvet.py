@@ -9,15 +9,16 @@ import argparse
 from pathlib import Path
 
 import llava.eval.tasks.mmvet as bench
-from dart.utils import exits_cleanly, write_json
+from dart.utils import Parser, exits_cleanly, write_json
 from llava.eval.engine.figures import emit, parts_of
 from llava.eval.engine.judge import Judge
-from llava.files import read_json
+from llava.files import names_its_files, read_json
 
 
 @exits_cleanly
+@names_its_files
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mmvet_path", required=True, help="folder that holds mm-vet.json")
     parser.add_argument("--result_file", required=True, help="the submission file")
     parser.add_argument("--result_path", default="results", help="folder for the grades")

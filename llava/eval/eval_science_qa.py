@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from dart.utils import exits_cleanly, write_json
-from llava.eval.engine.answers import read_lines
+from dart.utils import Parser, exits_cleanly, write_json
+from llava.eval.engine.answers import all_lines
 from llava.eval.engine.figures import emit, parts_of
 from llava.eval.tasks.sqa import figures_of, is_right, judge, problems_of
+from llava.files import names_its_files
 
 
 @exits_cleanly
+@names_its_files
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--base-dir", required=True, help="folder with problems.json and pid_splits.json")
     parser.add_argument("--result-file", required=True)
     parser.add_argument("--output-file", help="write the right and the wrong answers to this file")
     parser.add_argument("--output-result", help="write the chosen options by question to this file")
     parser.add_argument("--split", default="test")
     args = parser.parse_args(argv)
-    rows = judge(problems_of(Path(args.base_dir), args.split), list(read_lines(Path(args.result_file))))
+    rows = judge(problems_of(Path(args.base_dir), args.split), all_lines(Path(args.result_file)))
     shown = [({k: v for k, v in row.items() if k != "index"}, is_right(row)) for row in rows]
     right = sum(hit for _, hit in shown)
     if args.output_file:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-
-from dart.utils import exits_cleanly
+from dart.utils import Parser, exits_cleanly
 from llava.eval.engine.loop import add_loop_arguments, run
 
 LONG_ANSWER = 1024
@@ -12,7 +10,7 @@ LONG_ANSWER = 1024
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_loop_arguments(parser)
     parser.set_defaults(max_new_tokens=LONG_ANSWER)
     run(parser.parse_args(argv))

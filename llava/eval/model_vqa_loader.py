@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
-from dart.utils import exits_cleanly
+from dart.utils import Parser, exits_cleanly
 from llava.eval.engine.loop import add_loop_arguments, run
 
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_loop_arguments(parser)
     run(parser.parse_args(argv))
 

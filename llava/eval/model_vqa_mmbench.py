@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from dart.utils import exits_cleanly
+from dart.utils import Parser, exits_cleanly
 from llava.eval.engine.loop import add_loop_arguments, run
 from llava.eval.model_vqa import LONG_ANSWER
 from llava.eval.tasks.mmbench import questions_of, read_rows
+from llava.files import official_form
 
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_loop_arguments(parser, files=False)
     parser.add_argument("--question-file", required=True, help="MMBench's .tsv table")
     parser.add_argument("--image-folder", help="accepted and ignored: the pictures are in the table")
@@ -22,8 +22,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--lang", choices=("en", "cn"), default="en")
     parser.set_defaults(max_new_tokens=LONG_ANSWER)
     args = parser.parse_args(argv)
-    rows = read_rows(Path(args.question_file))
-    run(args, examples=questions_of(rows, args.lang, args.single_pred_prompt, args.all_rounds))
+    with official_form(args.question_file):
+        rows = read_rows(Path(args.question_file))
+        examples = questions_of(rows, args.lang, args.single_pred_prompt, args.all_rounds)
+    run(args, examples=examples)
 
 
 if __name__ == "__main__":

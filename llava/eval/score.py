@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from dart.utils import exits_cleanly
+from dart.utils import Parser, exits_cleanly
 from llava.eval import tasks
+from llava.files import names_its_files
 
 
 @exits_cleanly
+@names_its_files
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("--task", required=True)
     parser.add_argument("--data", required=True, help="folder that holds the benchmarks' folders")
     parser.add_argument("--split", help="part of the benchmark, such as val; by default the first that is installed")

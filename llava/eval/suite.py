@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import dart
-from dart.utils import UserError, exits_cleanly, one_line, provenance, write_json, write_text
+from dart.utils import Parser, UserError, exits_cleanly, one_line, provenance, write_json, write_text
 from llava.eval import tasks
 from llava.eval.engine.answers import read_lines
 from llava.eval.engine.ranks import Ranks
@@ -98,12 +98,21 @@ class Suite:
         write_text(self.out.with_suffix(".html"), to_html(self.results))
 
     def _cell(self, benchmark: str, setting: Setting) -> dict[str, Any]:
-        """The figures of one cell, or `error` and the reason."""
+        """The figures of one cell, or `error` and the reason. Raises what is wrong with the checkpoint: no cell's."""
+        try:
+            (task, split), data = part_of(benchmark), self.data_of(benchmark)
+            task.examples(data, split)
+        except (UserError, FileNotFoundError) as error:
+            return self._not_run(error)
+        _ = self.runner.loaded
         try:
             return self._evaluate(benchmark, setting)
         except (UserError, FileNotFoundError) as error:
-            print(f"not run: {one_line(error)}", flush=True)
-            return {"error": one_line(error)}
+            return self._not_run(error)
+
+    def _not_run(self, error: Exception) -> dict[str, Any]:
+        print(f"not run: {one_line(error)}", flush=True)
+        return {"error": one_line(error)}
 
     def _evaluate(self, benchmark: str, setting: Setting) -> dict[str, Any]:
         (task, split), data = part_of(benchmark), self.data_of(benchmark)
@@ -141,23 +150,21 @@ def _numbers(text: str) -> list[int]:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser = Parser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--protocol", choices=("table", "vtc"), default="table", help="vtc: see docs/vtc.md")
     chosen, argv = chooser.parse_known_args(argv)
     if chosen.protocol == "vtc":
         vtc.main(argv)
         return
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[chooser]
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[chooser])
     parser.add_argument("--ckpt", default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
     parser.add_argument("--data", default=str(EMBEDDED_DATA), help="folder that holds the benchmarks' folders")
     parser.add_argument(
         "--benchmarks", type=_words, default="textvqa,pope,mme", help="names, or name:split for one part of a benchmark"
     )
     parser.add_argument("--keep", type=_numbers, default="192,128,64", help="budgets in visual tokens")
-    parser.add_argument("--strategies", type=_words, default="dart,random,uniform")
-    parser.add_argument("--pivot-orders", type=_words, default="original")
+    parser.add_argument("--strategies", type=_words, default="dart,random,uniform", help="methods (docs/methods.md)")
+    parser.add_argument("--pivot-orders", type=_words, default="original", help="of DART: original, norm")
     parser.add_argument("--seeds", type=int, default=1, help="runs of the random strategy")
     parser.add_argument("--blind", action="store_true", help="also ask with every image replaced by grey")
     parser.add_argument("--out", type=Path, help="the results' JSON file; tables are written beside it (.md, .html)")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-from dart.utils import UserError, exits_cleanly
+from dart.utils import Parser, UserError, exits_cleanly
 from llava.eval.engine.answers import read_lines
 from llava.eval.tasks.llavabench import summary_of
+from llava.files import names_its_files
 
 PREFIXES = ("gpt4_text", "reviews_", "review_")
 
 
 @exits_cleanly
+@names_its_files
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument("-d", "--dir", help=f"folder; without -f its files {', '.join(PREFIXES)}*.jsonl")
     parser.add_argument("-f", "--files", nargs="*", default=[])
     parser.add_argument("-i", "--ignore", nargs="*", default=[], help="question ids to leave out")

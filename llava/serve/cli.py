@@ -11,7 +11,7 @@ import sys
 from PIL import Image
 from transformers import TextStreamer
 
-from dart.utils import exits_cleanly
+from dart.utils import Parser, exits_cleanly
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import Conversation, get_template
 from llava.dart_args import dart_config, pruned
@@ -43,9 +43,9 @@ def read_line(role: str) -> str | None:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     add_model_arguments(parser, default_path=str(EMBEDDED_MODEL))
-    parser.add_argument("--image-file", help="the first picture")
+    parser.add_argument("--image-file", help="the first image")
     parser.set_defaults(max_new_tokens=DEFAULT_NEW_TOKENS)
     args = parser.parse_args(argv)
     dart_config(args)

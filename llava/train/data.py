@@ -38,9 +38,12 @@ class Encoder:
     folder: Path
 
     def pictures(self, row: dict[str, Any]) -> list[Path]:
-        """The row's picture files, none for a row of text."""
-        names = row.get("image") or []
-        return [self.folder / name for name in ([names] if isinstance(names, str) else names)]
+        """The row's picture files, none for a row of text. Raises BadSample for names that are none."""
+        given = row.get("image") or []
+        names = [given] if isinstance(given, str) else given
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise BadSample(f'"image" must be a file name or a list of them, got {given!r} in row {row.get("id")!r}')
+        return [self.folder / name for name in names]
 
     def __call__(self, row: dict[str, Any], name: str) -> dict[str, Any]:
         """One sample: input_ids, labels LongTensor [S]; of each image [3, H, W] or [tiles, 3, H, W], (width, height).

@@ -21,6 +21,19 @@ Key = tuple[str, str]
 Answers = Sequence[Mapping[str, Any]]
 
 
+def all_lines(path: Path) -> list[dict[str, Any]]:
+    """All rows of a JSON-lines file to score or to convert. Raises UserError for a broken line and for no rows.
+
+    Also for one whose `text` is no string: in all of LLaVA's files it is one.
+    """
+    rows = list(read_lines(path))
+    if not rows:
+        raise UserError(f"{path} has no rows: expected JSON lines; finish the run, or get the file again")
+    if wrong := [number for number, row in enumerate(rows, 1) if not isinstance(row.get("text", ""), str)]:
+        raise UserError(f"{path} row {wrong[0]}: text must be a string; repair the line")
+    return rows
+
+
 def key_of(question_id: Any, prompt: str) -> Key:
     """Several TextVQA questions share an id (their image's), so the prompt belongs to the key."""
     return str(question_id), prompt

@@ -7,9 +7,10 @@ import hashlib
 import io
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -90,22 +91,23 @@ def open_questions(examples: Sequence[Example], done: Counter[Key]) -> list[Exam
     return todo
 
 
-def digest_of(examples: Sequence[Example], unread: Collection[Key] = ()) -> str:
-    """A hash of the questions and of their images' names and contents; unread: questions whose image does not count."""
+def digest_of(examples: Sequence[Example], failed: Mapping[Key, str | None] = MappingProxyType({})) -> str:
+    """A hash of the questions and of their images' names and contents.
+
+    failed: questions whose image file could not be read -> the `content_of` it then, which counts: it may be mended.
+    """
     digest = hashlib.sha256()
     for example in examples:
-        image = example.image
-        if key_of(example.question_id, example.prompt) in unread:
-            shown: Any = None
-        elif isinstance(image, Path):
-            shown = (image.name, _content(image))
+        image, key = example.image, key_of(example.question_id, example.prompt)
+        if isinstance(image, Path):
+            shown: Any = (image.name, failed[key] if key in failed else content_of(image))
         else:
             shown = image and hashlib.sha256(image).hexdigest()
         digest.update(repr((example.question_id, example.text, example.prompt, shown)).encode())
     return digest.hexdigest()
 
 
-def _content(path: Path) -> str | None:
+def content_of(path: Path) -> str | None:
     """A hash of a file, None where there is none; read again only when its size or time has changed."""
     if not path.is_file():
         return None

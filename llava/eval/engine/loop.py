@@ -21,7 +21,7 @@ from llava.constants import IMAGE_TOKEN_INDEX
 from llava.conversation import get_template
 from llava.dart_args import check_image_span, dart_config, dart_settings, pruned
 from llava.eval.engine.answers import AnswersFile, Key, answer_id, check_regular, key_of, settings_file
-from llava.eval.engine.examples import Example, chunk_of, digest_of, open_questions, read_question_file
+from llava.eval.engine.examples import Example, chunk_of, content_of, digest_of, open_questions, read_question_file
 from llava.eval.engine.model import Loaded, add_model_arguments, generate, load
 from llava.eval.engine.prompts import Batch, Encoded, build_prompt, collate, encode
 from llava.eval.engine.ranks import (
@@ -29,7 +29,6 @@ from llava.eval.engine.ranks import (
     answers_so_far,
     failed_so_far,
     failures_file,
-    failures_of,
     merge,
     parts_of,
     remove,
@@ -44,7 +43,7 @@ VISUAL_TOKENS, TOKEN_DIGITS = "visual_tokens", 4  # in an answer's metadata
 GPU_WORKERS = 2
 SETTINGS = [
     "torch_dtype", "attn_implementation", "conv_mode", "temperature", "top_p", "num_beams", "max_new_tokens", "blind",
-    "num_chunks", "chunk_idx", "blur",
+    "num_chunks", "chunk_idx", "blur", "revision",
 ]  # fmt: skip
 
 
@@ -52,12 +51,12 @@ def add_loop_arguments(parser: argparse.ArgumentParser, files: bool = True) -> N
     """files: with the two flags that name the images' folder and the question file."""
     add_model_arguments(parser)
     if files:
-        parser.add_argument("--image-folder", required=True)
-        parser.add_argument("--question-file", required=True)
-    parser.add_argument("--answers-file", required=True)
-    parser.add_argument("--num-chunks", type=int, default=1)
-    parser.add_argument("--chunk-idx", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=1)
+        parser.add_argument("--image-folder", required=True, help="folder of the questions' images")
+        parser.add_argument("--question-file", required=True, help="JSON lines: question_id, image, text")
+    parser.add_argument("--answers-file", required=True, help="JSON lines to write; what is in it is not asked again")
+    parser.add_argument("--num-chunks", type=int, default=1, help="parts that the questions are cut into (1)")
+    parser.add_argument("--chunk-idx", type=int, default=0, help="which part to answer, from 0")
+    parser.add_argument("--batch-size", type=int, default=1, help="questions that are answered at once (1)")
     parser.add_argument(
         "--num-workers",
         type=int,
@@ -142,14 +141,16 @@ def _collate_to_first_error(rows: list[Encoded | UserError]) -> tuple[Batch | No
 
 def settings_of(args: argparse.Namespace, examples: Sequence[Example]) -> dict[str, Any]:
     """What the answers depend on; a resumed run must have the same."""
+    failed = {key: row.get("picture") for key, row in failed_so_far(Path(args.answers_file)).items()}
     return {name: getattr(args, name) for name in SETTINGS} | {
         "model": get_model_name_from_path(args.model_path),
         "model_base": args.model_base and get_model_name_from_path(args.model_base),
         "dart": dart_settings(args),
         "seed": args.seed if args.temperature > 0 else None,
-        "questions_sha256": digest_of(examples, failures_of(Path(args.answers_file))),
+        "questions_sha256": digest_of(examples, failed),
         "checkpoint_sha256": [
-            path and fingerprint(checkpoint_folder(path)) for path in (args.model_path, args.model_base)
+            fingerprint(checkpoint_folder(args.model_path, args.revision)),
+            args.model_base and fingerprint(checkpoint_folder(args.model_base)),
         ],
     }
 
@@ -187,6 +188,12 @@ def answer_row(example: Example, text: str, model_id: str, metadata: dict[str, A
         "model_id": model_id,
         "metadata": metadata,
     }
+
+
+def failure_row(example: Example, error: UserError) -> dict[str, Any]:
+    """A line of the list of failures."""
+    picture = content_of(example.image) if isinstance(example.image, Path) else None
+    return {"question_id": example.question_id, "prompt": example.prompt, "error": str(error), "picture": picture}
 
 
 def tokens_of(handle: PruneHandle | None, batch: Batch) -> list[dict[str, Any]]:
@@ -228,6 +235,8 @@ def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequen
     if not args.overwrite:
         answers_so_far(path, settings)  # refused before a model is loaded
     _say(f"model: {args.model_path}\ndata: {args.question_file} ({len(examples)} questions)", ranks)
+    if ranks.count > 1:
+        write_failures(ranks.part(path), [], keep=True)  # asked again: no process ends over them meanwhile
     loaded = loaded or load(args, ranks)
     if args.overwrite:
         remove(*parts_of(path))
@@ -244,6 +253,8 @@ def run(args: argparse.Namespace, loaded: Loaded | None = None, examples: Sequen
         report = None if handle is None else handle.last
     _check_failures(path, examples, settings)
     merged = merge(path, examples, settings)
+    if merged:  # the lists of failures are gone with the parts
+        write_json(settings_file(path), settings_of(args, examples))
     alone = ranks.count == 1 or not open_questions(examples, done)
     return Outcome(ranks.index == 0 if alone else merged, report)
 
@@ -254,7 +265,7 @@ def _check_failures(path: Path, examples: Sequence[Example], settings: dict[str,
     Before that a process of several ends without an error, which would end the others too.
     """
     left = open_questions(examples, answers_so_far(path, settings))
-    failed = failed_so_far(path)
+    failed = {key: row["error"] for key, row in failed_so_far(path).items() if row.get("error")}
     if left and all(key_of(example.question_id, example.prompt) in failed for example in left):
         raise Unfinished(
             f"{len(left)} of {len(examples)} questions failed and have no answer, the first one: "
@@ -338,12 +349,12 @@ def _answer(
             for k, error in zip(places, errors, strict=False):
                 if error is None:
                     continue
-                failed.append({"question_id": todo[k].question_id, "prompt": todo[k].prompt, "error": str(error)})
+                failed.append(failure_row(todo[k], error))
                 if not skip:
-                    write_failures(answers.path, failed)
+                    write_failures(answers.path, failed, keep=ranks.count > 1)
                     raise UserError(f"{error}; answers so far are kept (--on-error skip goes on without it)")
                 bar.update()
-    write_failures(answers.path, failed)
+    write_failures(answers.path, failed, keep=ranks.count > 1)
     seconds, rate = time.monotonic() - began, ""
     if todo:
         rate = f" ({len(todo) / seconds:.1f} per second)"

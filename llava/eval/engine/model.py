@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, TextStreamer
 
-from dart.utils import DTYPES
+from dart.utils import DTYPES, add_revision, checkpoint_folder
 from llava.dart_args import add_dart_arguments
 from llava.eval.engine.prompts import Batch
 from llava.eval.engine.ranks import ALONE, Ranks
@@ -37,14 +37,15 @@ def add_model_arguments(parser: argparse.ArgumentParser, default_path: str | Non
         default=default_path,
         help="folder or hub name of a LLaVA checkpoint",
     )
-    parser.add_argument("--model-base")
-    parser.add_argument("--device")
-    parser.add_argument("--torch-dtype", choices=DTYPES)
-    parser.add_argument("--conv-mode", default="vicuna_v1")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top_p", type=float)
-    parser.add_argument("--num_beams", type=int, default=1)
-    parser.add_argument("--max_new_tokens", type=int, default=128)
+    add_revision(parser)
+    parser.add_argument("--model-base", help="checkpoint that a LoRA or a projector alone belongs to")
+    parser.add_argument("--device", help="such as cuda:1; default: a GPU where there is one, else cpu")
+    parser.add_argument("--torch-dtype", choices=DTYPES, help="of the weights (float16 on CUDA, float32 on a CPU)")
+    parser.add_argument("--conv-mode", default="vicuna_v1", help="template of the prompt (default: %(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="above 0: answers are drawn (default: greedy)")
+    parser.add_argument("--top_p", type=float, help="draw from the likeliest tokens of this total probability")
+    parser.add_argument("--num_beams", type=int, default=1, help="of beam search (default: none)")
+    parser.add_argument("--max_new_tokens", type=int, default=128, help="of an answer, at most")
     add_dart_arguments(parser)
 
 
@@ -54,7 +55,7 @@ def load(args: argparse.Namespace, ranks: Ranks = ALONE) -> Loaded:
     if device is None and ranks.count > 1 and torch.cuda.is_available():
         device = f"cuda:{ranks.local % torch.cuda.device_count()}"
     tokenizer, model, processor, _ = load_pretrained_model(
-        args.model_path,
+        checkpoint_folder(args.model_path, args.revision),
         args.model_base,
         None,
         device=device,

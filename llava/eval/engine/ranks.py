@@ -81,23 +81,32 @@ def failures_file(answers: Path) -> Path:
     return answers.with_name(f"{answers.name}.failed")
 
 
-def write_failures(answers: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """rows: question_id, prompt and error of every question that its writer could not ask; no list without any."""
+def write_failures(answers: Path, rows: Sequence[Mapping[str, Any]], keep: bool = False) -> None:
+    """Write the list of every question that its writer could not ask; no list without any.
+
+    rows: question_id, prompt, error and picture, the image's `content_of`. A question that failed before keeps the
+    picture of that time, on which the settings rest. keep: also earlier ones, without an error: they are asked again or
+    answered, and the settings of other processes' files rest on them until all is merged.
+    """
+    earlier = _failures(answers)
+    now = {key_of(row["question_id"], row["prompt"]): row for row in rows}
+    rows = [row | {"picture": earlier.get(key, row).get("picture")} for key, row in now.items()]
+    rows += [row | {"error": None} for key, row in earlier.items() if keep and key not in now]
     if rows:
         write_lines(failures_file(answers), rows)
     else:
         failures_file(answers).unlink(missing_ok=True)
 
 
-def failures_of(answers: Path) -> dict[Key, str]:
-    """Why questions failed, by question, from the list of one writer."""
+def _failures(answers: Path) -> dict[Key, dict[str, Any]]:
+    """The rows of one writer's list, by question."""
     path = failures_file(answers)
-    return {key_of_row(row, path): str(row.get("error")) for row in (read_lines(path) if path.is_file() else ())}
+    return {key_of_row(row, path): row for row in (read_lines(path) if path.is_file() else ())}
 
 
-def failed_so_far(answers: Path) -> dict[Key, str]:
-    """The failures of an answers file's writer and of those of its parts."""
-    return {key: why for path in (answers, *parts_of(answers)) for key, why in failures_of(path).items()}
+def failed_so_far(answers: Path) -> dict[Key, dict[str, Any]]:
+    """The failures of an answers file's writer and of those of its parts: rows as in `write_failures`, by question."""
+    return {key: row for path in (answers, *parts_of(answers)) for key, row in _failures(path).items()}
 
 
 def _lines(path: Path) -> Iterator[tuple[Key, bytes]]:

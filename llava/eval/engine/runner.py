@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 from dart import PruneReport
+from dart.utils import Parser, checkpoint_folder
 from llava.eval.engine.examples import Example
 from llava.eval.engine.loop import add_loop_arguments, run
 from llava.eval.engine.model import Loaded, load
@@ -22,10 +22,11 @@ class Runner:
 
     def __init__(self, checkpoint: str, folder: Path, loop_flags: Sequence[str]):
         self.checkpoint, self.loop_flags = checkpoint, list(loop_flags)
-        self.parser = argparse.ArgumentParser(prog="suite: flags of the loop")
+        self.parser = Parser(prog="suite: flags of the loop")
         add_loop_arguments(self.parser, files=False)
         self.parser.set_defaults(max_new_tokens=None, conv_mode=None)
-        self.digest = fingerprint(checkpoint) or hashlib.sha256(checkpoint.encode()).hexdigest()
+        revision = self._arguments(folder, []).revision
+        self.digest = str(fingerprint(checkpoint_folder(checkpoint, revision)))
         self.folder = folder / self.digest[:12]
 
     def _arguments(self, answers: Path, flags: Sequence[str]) -> argparse.Namespace:

@@ -20,7 +20,7 @@ import torch
 
 from dart.config import DartConfig
 from dart.strategies.base import REGISTRY, Reduction, Strategy, Tokens
-from dart.utils import UserError, exits_cleanly, provenance, write_json
+from dart.utils import Parser, UserError, exits_cleanly, provenance, write_json
 from llava.eval.engine.suite_table import BLIND, NOT_RUN, UNPRUNED, markdown
 from llava.eval.probe.drawing import GRID
 from llava.eval.probe.files import EVIDENCE
@@ -176,7 +176,7 @@ def _names(text: str) -> list[str]:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ckpt", default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
     parser.add_argument("--data", type=Path, default=DATA, help="folder in which the sets are made")
     parser.add_argument("--sets", type=_names, default=list(SETS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from dart.utils import UserError, one_line
-from llava.eval.engine.answers import Answers, read_lines
+from llava.eval.engine.answers import Answers, all_lines
 from llava.eval.engine.examples import Example, check_pictures, read_question_file
 from llava.eval.engine.figures import UPLOADS, emit, parts_of
-from llava.files import read_json
-
-NOT_OFFICIAL = (AttributeError, KeyError, IndexError, TypeError, UnicodeError, RecursionError, csv.Error)
+from llava.files import NOT_OFFICIAL, read_json
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Task(ABC):
         """All questions. Raises UserError naming every file or the image that is missing."""
         home, part = data / self.folder, self.splits[self.split(data, split)]
         require(home, part.files, self.source)
-        with self._official(home):
+        with self.in_official_form(data):
             examples = self.read(home, part)
             if not examples:
                 raise UserError(f"{home / part.questions} has no questions; get it from {self.source}")
@@ -79,13 +76,13 @@ class Task(ABC):
         return examples
 
     @contextmanager
-    def _official(self, home: Path) -> Iterator[None]:
-        """Turns what a file of another form makes its readers raise into a UserError."""
+    def in_official_form(self, data: Path) -> Iterator[None]:
+        """Around `read`, `score`, `samples`, `upload`: what a file of another form makes them raise is a UserError."""
         try:
             yield
         except NOT_OFFICIAL as error:
             raise UserError(
-                f"a file in the benchmark folder {home}, or the answers file, has not the official form "
+                f"a file in the benchmark folder {data / self.folder}, or the answers file, has not the official form "
                 f"({type(error).__name__}: {one_line(error)}); get the benchmark from {self.source}"
             ) from error
 
@@ -96,8 +93,8 @@ class Task(ABC):
     def complete(self, args: argparse.Namespace, data: Path, split: str) -> None:
         """Set what the loop's flags leave open (None); the question file, for what is printed."""
         args.question_file = str(data / self.folder / self.splits[split].questions)
-        args.max_new_tokens = args.max_new_tokens or self.max_new_tokens
-        args.conv_mode = args.conv_mode or self.conv_mode
+        args.max_new_tokens = self.max_new_tokens if args.max_new_tokens is None else args.max_new_tokens
+        args.conv_mode = self.conv_mode if args.conv_mode is None else args.conv_mode
 
     @abstractmethod
     def score(self, data: Path, answers: Answers, split: str | None = None) -> dict[str, Any]:
@@ -120,7 +117,7 @@ class Task(ABC):
     def figures(self, data: Path, answers: Answers, stem: Path, split: str | None = None) -> dict[str, Any]:
         """The submission file and, where the answers are public, the score."""
         name = self.split(data, split)
-        with self._official(data / self.folder):
+        with self.in_official_form(data):
             written = self.upload(data, answers, stem, name)
             extra = {"submission": str(written)} if written is not None else {}
             if server := self.splits[name].server:
@@ -133,7 +130,7 @@ class Task(ABC):
         out: a file to write the figures to.
         """
         stem = answers_file.parent / UPLOADS / answers_file.stem
-        figures = self.figures(data, list(read_lines(answers_file)), stem, split)
+        figures = self.figures(data, all_lines(answers_file), stem, split)
         emit(figures, parts_of(figures), out)
 
 

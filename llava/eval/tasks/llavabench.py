@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.engine.answers import Answers, by_question, read_lines
+from llava.eval.engine.answers import Answers, all_lines, by_question
 from llava.eval.engine.judge import Judge, Judgements, fingerprint, judging, verdict_of
 from llava.eval.tasks.base import Split, Task, register
 from llava.files import read_json
@@ -126,7 +126,7 @@ class LlavaBench(Task):
     ) -> dict[str, Any]:
         """cache: the reviews' file, by default LLaVA's folder for them."""
         home = data / self.folder
-        questions, contexts, reference = (list(read_lines(home / n)) for n in (QUESTIONS, CONTEXT, REFERENCE))
+        questions, contexts, reference = (all_lines(home / n) for n in (QUESTIONS, CONTEXT, REFERENCE))
         judge = Judge.from_environment(OFFICIAL_JUDGE)
         out = cache or home / "reviews" / "reviews.jsonl"
         reviews = review_all(questions, contexts, (reference, answers), read_json(RULES), judge, out)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import UserError
-from llava.eval.engine.answers import Answers, by_question, read_lines
+from llava.eval.engine.answers import Answers, all_lines, by_question, read_lines
 from llava.eval.tasks.base import Sample, Split, Task, register
 
 QUESTIONS, IMAGES, ANNOTATIONS = "llava_pope_test.jsonl", "val2014", "coco"
@@ -50,7 +50,7 @@ def labels_of(annotation_dir: Path, questions: Path) -> dict[str, dict[str, dict
         path = annotation_dir / f"coco_pope_{category}.json"
         if not path.is_file():
             raise UserError(f"{path} does not exist; expected POPE's annotation of the category {category}")
-        truth, ids = list(read_lines(path)), asked[category]
+        truth, ids = all_lines(path), asked[category]
         if ids and len(ids) != len(truth):
             raise UserError(f"POPE {category}: {len(ids)} questions for {len(truth)} labels; get both files again")
         labels[category] = dict(zip(ids, truth, strict=False))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dart.utils import write_json
-from llava.eval.engine.answers import Answers, answer_to, by_question, read_lines
+from llava.eval.engine.answers import Answers, all_lines, answer_to, by_question
 from llava.eval.engine.challenge import accuracy_of, references_of, score_challenge
 from llava.eval.engine.examples import Example
 from llava.eval.engine.normalize import normalize_answer
@@ -60,5 +60,5 @@ class VizWiz(Task):
         if split == "val":
             return None
         path = stem.with_name(stem.name + ".json")
-        write_json(path, submission(list(read_lines(data / self.folder / TEST)), answers))
+        write_json(path, submission(all_lines(data / self.folder / TEST), answers))
         return path

@@ -11,7 +11,7 @@ from typing import Any
 from dart.stats import RIGHT
 from dart.utils import UserError
 from llava.eval import tasks
-from llava.eval.engine.answers import Answers, key_of_row, read_lines
+from llava.eval.engine.answers import Answers, all_lines, key_of_row
 from llava.eval.engine.choices import LETTERS, choice_of
 from llava.eval.engine.loop import VISUAL_TOKENS
 from llava.eval.tasks.base import Sample
@@ -130,7 +130,7 @@ def read_run(path: Path, benchmark: str | None, data: Path) -> Run:
                 f"{path} has no *{SAMPLES}*.jsonl; run lmms-eval with --log_samples, or name an answers file"
             )
         return {key: answer for file in latest.values() for key, answer in read_run(file, benchmark, data).items()}
-    rows = list(read_lines(path))
+    rows = all_lines(path)
     if not rows:
         raise UserError(f"{path} has no answers")
     if "doc_id" in rows[0]:

@@ -1,0 +1,273 @@
+"""Everything that this plugin knows of vLLM's insides.
+
+Two classes do the work for every family. `Pruning` is a prompt processor that puts as many placeholders into the prompt
+as tokens will stay, and hands the settings on as one more field of each image. `PrunedModel` drops rows of the vision
+tower's output. vLLM's cache of images knows `mm_processor_kwargs`, and so the budget: an image that was asked about
+with another budget is another entry, of the cache of features and of the prefix cache.
+
+With M-RoPE a kept token keeps its place of the unpruned prompt, and so does the text: `PrunedMRope`. vLLM's own pruning
+of videos (EVS) is not built on: its hook for positions is not there on CPUs, and rounds them in bfloat16 from 256 on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from vllm.model_executor.models.llava import (
+    LlavaDummyInputsBuilder,
+    LlavaForConditionalGeneration,
+    LlavaMultiModalProcessor,
+    LlavaProcessingInfo,
+)
+from vllm.model_executor.models.llava_next import (
+    LlavaNextForConditionalGeneration,
+    LlavaNextMultiModalProcessor,
+    LlavaNextProcessingInfo,
+)
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VLDummyInputsBuilder,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLMultiModalProcessor,
+    Qwen2_5_VLProcessingInfo,
+)
+from vllm.model_executor.models.qwen2_vl import (
+    Qwen2VLDummyInputsBuilder,
+    Qwen2VLForConditionalGeneration,
+    Qwen2VLMultiModalProcessor,
+    Qwen2VLProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.inputs import MultiModalFieldConfig
+
+from dart_vllm import asked_of, settings
+from dart_vllm.settings import KEY, config_of, kept_count
+
+MODALITIES = ("image", "video")
+AXES = 3  # of M-RoPE: time, height, width
+BASE = 128  # digits of positions, exact in bfloat16; two of them hold positions below 16384
+DIGITS = 2
+
+
+def field(modality: str) -> str:
+    """The name of the settings among an image's or a video's tensors."""
+    return f"{KEY}_{modality}"
+
+
+def without(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in kwargs.items() if name != KEY}
+
+
+class Pruning:
+    """For a class of one's own, before a family's processor."""
+
+    prunes: ClassVar[bool] = True
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        config = config_of(asked_of(self, hf_kwargs))
+        data = super()._apply_hf_processor_main(mm_items, without(hf_kwargs))  # type: ignore[misc]
+        for modality, count in mm_items.get_all_counts().items():
+            if count and modality in MODALITIES:
+                data[field(modality)] = [settings.packed(config)] * count
+        return data
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+        fields = dict(super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))  # type: ignore[misc]
+        own = {
+            field(modality): MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
+            for modality in MODALITIES
+            if field(modality) in hf_inputs
+        }
+        return fields | own
+
+    def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any) -> Any:
+        config = config_of(asked_of(self, hf_processor_mm_kwargs))
+        updates = super()._get_prompt_updates(mm_items, without(hf_processor_mm_kwargs), out_mm_kwargs)  # type: ignore[misc]
+        return [replace(update, replacement=partial(_shortened, update.replacement, config)) for update in updates]
+
+
+def _shortened(replacement: Any, config: Any, item_idx: int) -> list[int]:
+    """The placeholders of what stays of an image: the family's own are one token, again and again."""
+    placeholders = replacement(item_idx) if callable(replacement) else replacement
+    if not isinstance(placeholders, list) or len(set(placeholders)) != 1:
+        raise ValueError(f"{KEY}: this model's images stand in the prompt in a way that the plugin does not know")
+    return placeholders[: kept_count(config, len(placeholders))]
+
+
+class PrunedModel:
+    """For a class of one's own, before a family's model. may_be_others: does the model's name stand for families, too,
+    that are not pruned?"""
+
+    may_be_others: ClassVar[bool] = False
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        given = {modality: kwargs.pop(field(modality), None) for modality in MODALITIES}
+        present = [each for each in given.values() if each is not None]
+        if len(present) > 1:
+            raise RuntimeError("images and videos are encoded apart: vLLM has changed")
+        features = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        if features is None or not len(features) or self.may_be_others and not present:
+            return features
+        configs = [settings.unpacked(each.flatten()) for each in present[0]]
+        places = self.places(len(features), **kwargs)
+        if not len(features) == len(configs) == len(places):
+            raise RuntimeError(f"{len(features)} features for {len(configs)} images: vLLM has changed")
+        return tuple(map(self.pruned, features, configs, places))
+
+    def places(self, count: int, **kwargs: Any) -> Sequence[torch.Tensor | None]:
+        """Per image the places [N, axes] of its tokens, from the image's first place on; None: in a row."""
+        return [None] * count
+
+    def pruned(self, features: torch.Tensor, config: Any, places: torch.Tensor | None) -> torch.Tensor:
+        """The rows of one image's features [N, D] that stay."""
+        rows = settings.chosen(features, config)
+        return (
+            features[rows] if places is None else torch.cat([features[rows], digits(places[rows.cpu()], features)], 1)
+        )
+
+
+def digits(places: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """[n, AXES * DIGITS] in the dtype of `like`: each place in base BASE, low digit first."""
+    if int(places.max()) >= BASE**DIGITS:
+        raise ValueError(f"{KEY}: places up to {int(places.max())}, {BASE**DIGITS - 1} is the most: use shorter videos")
+    parts = torch.stack([places // BASE**power % BASE for power in range(DIGITS)], -1)
+    return parts.flatten(1).to(like)
+
+
+def from_digits(columns: torch.Tensor) -> torch.Tensor:
+    """int64 [AXES, n] of what `digits` made."""
+    parts = columns.round().long().unflatten(1, (AXES, DIGITS))
+    return (parts * torch.tensor([BASE**power for power in range(DIGITS)], device=parts.device)).sum(-1).T
+
+
+class PrunedMRope(PrunedModel):
+    """The same where tokens have places in time, height and width.
+
+    A request's positions are made before its features: there a kept token has its image's first place. What it is away
+    from it comes with its features and is added in the forward that they go into.
+    """
+
+    def __init__(self, *, vllm_config: Any, prefix: str = ""):
+        parallel, multimodal = vllm_config.parallel_config, vllm_config.model_config.multimodal_config
+        for wrong, why in (
+            (getattr(multimodal, "video_pruning_rate", None), "video_pruning_rate: both drop tokens"),
+            (
+                parallel.pipeline_parallel_size > 1,
+                "pipeline parallelism (use tensor parallelism): later stages lack places",
+            ),
+            (getattr(parallel, "enable_dbo", False), "enable_dbo: halves of a batch have places of their own"),
+        ):
+            if wrong:
+                raise ValueError(f'{KEY}: does not go with {why} (VLLM_PLUGINS="" takes the plugin off)')
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        most = vllm_config.scheduler_config.max_num_batched_tokens
+        away = torch.zeros(AXES, most, dtype=torch.long, device=next(self.parameters()).device)  # type: ignore[attr-defined]
+        # A buffer, so that a captured CUDA graph reads what the next step writes.
+        self.register_buffer("dart_places", away, persistent=False)  # type: ignore[attr-defined]
+
+    def embed_input_ids(
+        self, input_ids: torch.Tensor, multimodal_embeddings: Any = None, **kwargs: Any
+    ) -> torch.Tensor:
+        self.dart_places.zero_()  # type: ignore[attr-defined]
+        if multimodal_embeddings is not None and len(multimodal_embeddings):
+            columns = AXES * DIGITS
+            visual = kwargs["is_multimodal"].to(input_ids.device).nonzero().flatten()
+            places = torch.cat([from_digits(each[:, -columns:]) for each in multimodal_embeddings], 1)
+            self.dart_places[:, visual] = places  # type: ignore[index, attr-defined]
+            multimodal_embeddings = [each[:, :-columns] for each in multimodal_embeddings]
+        return super().embed_input_ids(input_ids, multimodal_embeddings, **kwargs)  # type: ignore[misc]
+
+    def forward(self, input_ids: Any, positions: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        places = self.dart_places[:, : positions.shape[-1]]  # type: ignore[index, attr-defined]
+        return super().forward(input_ids, positions + places, *args, **kwargs)  # type: ignore[misc]
+
+    def places(self, count: int, **kwargs: Any) -> Sequence[torch.Tensor]:
+        (name,) = [name for name in kwargs if name.endswith("_grid_thw")]
+        merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
+        rates = _numbers(kwargs.get("second_per_grid_ts"), count)
+        speed = getattr(self.config.vision_config, "tokens_per_second", 1.0)  # type: ignore[attr-defined]
+        grids = [each.flatten().tolist() for each in kwargs[name]]
+        if name.startswith("image"):
+            rates = [1 / speed] * count
+        return [_grid(t, h // merge, w // merge, rate * speed) for (t, h, w), rate in zip(grids, rates, strict=True)]
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[torch.Tensor, int]:
+        """int64 [AXES, N] and what is to be added to a later token's index: the text stands where it would in the
+        unpruned prompt."""
+        features = sorted(mm_features, key=lambda each: each.mm_position.offset)
+        parts, done, place = [], 0, 0
+        for feature, (offset, t, h, w, factor) in zip(features, self.iter_mm_grid_thw(features), strict=True):  # type: ignore[attr-defined]
+            length = feature.mm_position.length
+            parts += [_text(place, offset - done), torch.full((AXES, length), place + offset - done)]
+            place += offset - done + int(_grid(t, h, w, factor).max()) + 1
+            done = offset + length
+        parts.append(_text(place, len(input_tokens) - done))
+        return torch.cat(parts, 1), place - done
+
+
+def _numbers(values: Any, count: int) -> list[float]:
+    return [1.0] * count if values is None else [float(each) for each in values]
+
+
+def _grid(t: int, h: int, w: int, factor: float) -> torch.Tensor:
+    """int64 [t * h * w, AXES]: the places of an image's tokens, or a video's, `factor` places from frame to frame."""
+    frames = (torch.arange(t) * factor).long()
+    return torch.cartesian_prod(frames, torch.arange(h), torch.arange(w)).view(-1, AXES)
+
+
+def _text(start: int, length: int) -> torch.Tensor:
+    return torch.arange(start, start + length).expand(AXES, -1)
+
+
+class PruningQwen2VL(Pruning, Qwen2VLMultiModalProcessor):
+    pass
+
+
+class PruningQwen2_5VL(Pruning, Qwen2_5_VLMultiModalProcessor):
+    pass
+
+
+class PruningLlava(Pruning, LlavaMultiModalProcessor):
+    pass
+
+
+class PruningLlavaNext(Pruning, LlavaNextMultiModalProcessor):
+    pass
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PruningQwen2VL, info=Qwen2VLProcessingInfo, dummy_inputs=Qwen2VLDummyInputsBuilder
+)
+class PrunedQwen2VL(PrunedMRope, Qwen2VLForConditionalGeneration):
+    pass
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PruningQwen2_5VL, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+)
+class PrunedQwen2_5VL(PrunedMRope, Qwen2_5_VLForConditionalGeneration):
+    pass
+
+
+_LLAVA: Any = LlavaForConditionalGeneration._processor_factory  # type: ignore[attr-defined]
+
+
+def _llava_processor(info: Any, dummy_inputs: Any, **kwargs: Any) -> Any:
+    """Pixtral has LLaVA's name, but rows of tokens with ends: not pruned."""
+    kind = PruningLlava if isinstance(info, LlavaProcessingInfo) else _LLAVA.processor
+    return kind(info, dummy_inputs, **kwargs)
+
+
+@MULTIMODAL_REGISTRY.register_processor(_llava_processor, info=_LLAVA.info, dummy_inputs=_LLAVA.dummy_inputs)
+class PrunedLlava(PrunedModel, LlavaForConditionalGeneration):
+    may_be_others = True
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PruningLlavaNext, info=LlavaNextProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
+)
+class PrunedLlavaNext(PrunedModel, LlavaNextForConditionalGeneration):
+    pass
