@@ -118,7 +118,10 @@ def in_module(words: list[str]) -> list[str]:
     if "--protocol" in rest:
         before = ("--protocol", rest[rest.index("--protocol") + 1])
     options = [word for word in rest if word.startswith("--")]
-    return unknown_options(rest, help_of(module, *before)) if options else []
+    known = help_of(module, *before) if options else ""
+    if module == "llava.eval.suite" and "--protocol" not in rest:
+        known += help_of("llava.eval.run")  # it hands the loop's own options on
+    return unknown_options(rest, known) if options else []
 
 
 def of_script(command: Command) -> list[str]:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from transformers.video_utils import VideoMetadata
 from vllm_beside import (
     MODELS,
     QWEN,
@@ -59,6 +61,27 @@ def test_a_batch_of_budgets_and_sizes(qwen: Served) -> None:
     answers = qwen.ask([qwen.request(images, QUESTION, asked) for images, asked in cases])
     for answer, (images, asked) in zip(answers, cases, strict=True):
         same(answer, qwen.expected(images, QUESTION, asked))
+
+
+@pytest.mark.parametrize("asked", [None, {"keep": 0.3, "strategy": "spread"}], ids=str)
+def test_a_video(qwen: Served, asked: Any) -> None:
+    frames = np.stack([np.asarray(picture(number, (280, 308))) for number in range(1, 5)])
+    known = {
+        "fps": 2.0,
+        "total_num_frames": 4,
+        "duration": 2.0,
+        "frames_indices": [0, 1, 2, 3],
+        "video_backend": "none",
+    }
+    text = QWEN.format("<|vision_start|><|video_pad|><|vision_end|>", QUESTION)
+    inputs = qwen.processor(
+        text=[text], videos=[frames], video_metadata=[VideoMetadata(**known)], do_sample_frames=False,
+        return_tensors="pt",
+    )  # fmt: skip
+    request = {"prompt": text, "multi_modal_data": {"video": [(frames, known | {"do_sample_frames": False})]}}
+    more = {} if asked is None else {"mm_processor_kwargs": {"dart": asked}}
+    (answer,) = qwen.ask([request | more])
+    same(answer, qwen.answered(inputs, asked))
 
 
 def test_what_is_cached_serves_its_own_image_and_budget_alone(qwen: Served) -> None:

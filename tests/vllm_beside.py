@@ -90,6 +90,9 @@ class Served:
     def expected(self, images: list[Image.Image], question: str, asked: Any = None) -> Expected:
         """What transformers answers."""
         inputs = self.processor(text=[self.text(images, question)], images=images, return_tensors="pt")
+        return self.answered(inputs, asked)
+
+    def answered(self, inputs: Any, asked: Any) -> Expected:
         config = settings.config_of(asked)
         length = inputs["input_ids"].shape[1]
         with torch.no_grad(), self.pruned(config) as handle:
