@@ -1,9 +1,9 @@
 """How well models answer that learned with dropped tokens: `python -m dev.results.epic train`, then `... ask`.
 
-`train` fine-tunes the embedded model by the scripts that users run (scripts/v1_5/finetune.sh, finetune_epic.sh), once for
-every way of training and every seed, on images and questions made from that seed. `ask` answers the question sets with
-every trained model and the untrained one at several budgets; a cell (model, seed, questions, strategy, budget) is one
-string of right (1) and wrong (0) answers, written at once. Both go on where they were stopped. The tables of
+`train` fine-tunes the embedded model by the scripts that users run (scripts/v1_5/finetune.sh, finetune_epic.sh), once
+for every way of training and every seed, on images and questions made from that seed. `ask` answers the question sets
+with every trained model and the untrained one at several budgets; a cell (model, seed, questions, strategy, budget) is
+one string of right (1) and wrong (0) answers, written at once. Both go on where they were stopped. The tables of
 docs/epic.md are made by `python -m dev.results.epic_table`.
 """
 
