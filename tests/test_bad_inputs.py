@@ -82,6 +82,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "benchmark_against": ("benchmarks.against", ["--out", "{out}/a.json"]),
     "benchmark_methods": ("benchmarks.methods", ["--out", "{out}/a.json"]),
     "benchmark_selection": ("benchmarks.selection", []),
+    "benchmark_serving": ("benchmarks.serving", ["--served", "m", "--out", "{out}/a.json"]),
     "benchmark_scaling": ("benchmarks.scaling", ["--out", "{out}/a.json"]),
     "benchmark_kernels": ("benchmarks.kernels", ["--out", "{out}/a.json"]),
     "benchmark_builds": ("benchmarks.builds", ["--out", "{out}/a.json"]),
