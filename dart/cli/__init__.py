@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dart.config import PIVOT_ORDERS, SCOPES, DartConfig
-from dart.utils import Parser, UserError, add_revision, checkpoint_folder, exits_cleanly, provenance, write_json
+from dart.utils import (
+    Parser,
+    UserError,
+    add_revision,
+    checkpoint_folder,
+    exits_cleanly,
+    provenance,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:  # torch and transformers take seconds to import: not for --help and wrong arguments
     from dart.cli.measure import Answer
@@ -97,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
         "--attn-implementation", choices=ATTENTION, help="attention kernel (default: transformers' choice)"
     )
     out.add_argument("--save-overlay", type=_image_output, metavar="FILE", help="draw the kept patches")
+    out.add_argument("--save-html", type=_output, metavar="FILE", help="write all of it as one page")
     out.add_argument("--json", type=_output, metavar="FILE", help="write answers and figures")
     return out
 
@@ -134,14 +144,16 @@ def note_on_pruning(pruned: Answer, config: DartConfig) -> str | None:
     )
 
 
-def table(answers: list[Answer], texts: list[str]) -> str:
+def rows_of(answers: list[Answer]) -> list[tuple[str, list[str]]]:
+    """(what, [without DART, with DART])."""
+
     def milliseconds(value: float | None) -> str:
         return "-" if value is None else f"{value:.1f}"
 
     def means(each: Answer) -> str:
         return f"{each.report.mean_visual_tokens[0]:.0f}" if each.report else str(each.visual)
 
-    rows = [
+    return [
         ("visual tokens, last layers", [str(len(each.kept)) for each in answers]),
         ("visual tokens, mean over layers", [means(each) for each in answers]),
         ("all tokens, last layers", [str(each.cache_tokens[-1]) for each in answers]),
@@ -149,6 +161,9 @@ def table(answers: list[Answer], texts: list[str]) -> str:
         ("decoding, ms per token", [milliseconds(each.decode_ms_per_token) for each in answers]),
         ("KV cache after prefill, bytes", [f"{each.cache_bytes:,}" for each in answers]),
     ]
+
+
+def table(rows: list[tuple[str, list[str]]], texts: list[str]) -> str:
     lines = [f"{'':34}{'without DART':>16}{'with DART':>16}"]
     lines += [f"{name:34}{before:>16}{after:>16}" for name, (before, after) in rows]
     return "\n".join([f"without DART: {texts[0]}", f"with DART:    {texts[1]}", *lines])
@@ -195,23 +210,29 @@ def main(argv: list[str] | None = None) -> None:
 
     from dart.cli.loading import load
     from dart.cli.measure import ask_both
+    from dart.cli.page import page
     from dart.viz import draw_views
 
     logging.disable_progress_bar()
     loaded = load(checkpoint_folder(args.model, args.revision), args.device, args.dtype, args.attn_implementation)
     prompt = loaded.prompt(messages(args.question, len(images), len(videos)), images, videos)
-    views = prompt.views() if args.save_overlay else []
+    views = prompt.views() if args.save_overlay or args.save_html else []
     answers = ask_both(loaded.model, prompt, config, args.warm_up, args.max_new_tokens)
     texts = [loaded.tokenizer.decode(each.ids, skip_special_tokens=True).strip() for each in answers]
     model, kind = loaded.model, loaded.model.config.model_type
-    print(f"model: {args.model} ({kind}), {str(model.dtype).removeprefix('torch.')}, {model.device}")
-    print(f"{args.question}\n{table(answers, texts)}")
-    print(TIMES.format(f"{args.warm_up} of one token", model.device))
+    about = f"model: {args.model} ({kind}), {str(model.dtype).removeprefix('torch.')}, {model.device}"
+    rows = rows_of(answers)
+    notes = [TIMES.format(f"{args.warm_up} of one token", model.device)]
     if note := note_on_pruning(answers[1], config):
-        print(note)
+        notes.append(note)
+    print("\n".join([about, args.question, table(rows, texts), *notes]))
     if args.save_overlay:
         save_image(draw_views(views, answers[1].kept), args.save_overlay)
         print(f"kept patches: {args.save_overlay}")
+    if args.save_html:
+        html = page(about, args.question, (texts[0], texts[1]), rows, notes, views, answers[1].kept)
+        write_text(args.save_html, html)
+        print(f"page: {args.save_html}")
     if args.json:
         runs = {
             name: figures(each, text) for name, each, text in zip(("unpruned", "dart"), answers, texts, strict=True)
