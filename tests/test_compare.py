@@ -466,7 +466,7 @@ def test_answers_of_other_settings_are_refused(model, own, whole, capsys):
         (["--baseline", "fastw", "--methods", "dart"], "unknown strategy 'fastw' (did you mean fastv?)"),
         (["--data", "none.jsonl"], "is neither a file"),
         (["--limit", "0"], "expected a number from 1"),
-        (["--model", "./none"], "model ./none does not exist"),
+        (["--model", "./none"], "model path ./none does not exist"),
     ],
 )
 def test_bad_input_is_one_line(model, own, tmp_path, capsys, words, said):

@@ -36,7 +36,11 @@ LINKED = [*PAGES, *sorted((DOCS / "results").glob("*.md"))]
 PLACEHOLDER = re.compile(r"(\.\.\.)|^[A-Z]+$|^<.*>$")
 STARTS = ("python", ".venv", "bash", "make", "pip", "accelerate", "torchrun", "cd")
 ASSIGNED = re.compile(r"[A-Z_]+=")
-OTHERS = {"pytest", "lmms_eval"}  # modules that are not this project's: their options are not read
+OTHERS = {
+    "pytest",
+    "lmms_eval",
+    "vllm.entrypoints.openai.api_server",
+}  # modules that are not this project's: their options are not read
 ANYWHERE = {"CUDA_VISIBLE_DEVICES", "DS_BUILD_OPS"}  # variables that other programs read
 MADE_LATER = ("playground/data/eval",)
 TRAINING = re.compile(r"scripts/v1_[56]/(pretrain|finetune\w*)\.sh")

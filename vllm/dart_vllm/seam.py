@@ -74,6 +74,14 @@ class Pruning:
                 data[field(modality)] = [settings.packed(config)] * count
         return data
 
+    def _get_mm_hashes(self, inputs: Any) -> Any:
+        """vLLM's names of cached images know what the request asks for; here also the server's default: servers with
+        different ones may share a cache."""
+        asked = asked_of(self, inputs.hf_processor_mm_kwargs)
+        if asked is not None:
+            inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: asked})
+        return super()._get_mm_hashes(inputs)  # type: ignore[misc]
+
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         fields = dict(super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))  # type: ignore[misc]
         own = {
