@@ -46,7 +46,8 @@ def cell(values: list[float]) -> str:
 
 
 def accuracy(answers: Answers, strategy: str) -> str:
-    labels = ["all", *(f"{strategy}-{keep}" for keep in KEEP)]
+    asked = {label for *_, label in answers}
+    labels = ["all", *(label for keep in KEEP if (label := f"{strategy}-{keep}") in asked)]
     heads = ["trained", *(f"{NAMES[name]} {label.rpartition('-')[2]}" for name in SET_NAMES for label in labels)]
     body = []
     for way in (UNTRAINED, *WAYS):
