@@ -20,7 +20,12 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 # Lock file -> what its environment is asked for, beside torch and torchvision.
-ENVIRONMENTS = {"test": [".[dev]"], "oldest": [".[dev]"], "lmms-eval": [".[lmms-eval]", "pytest"]}
+ENVIRONMENTS = {
+    "test": [".[dev]"],
+    "oldest": [".[dev]"],
+    "lmms-eval": [".[lmms-eval]", "pytest"],
+    "demo": [".[demo]", "playwright", "pytest"],
+}
 # Lock file -> the extra whose packages are all of its environment, without this project and torch.
 ALONE = {"docs": "docs"}
 # vLLM asks for exactly one torch; on CPUs what reads sound and videos cannot be loaded beside it.
