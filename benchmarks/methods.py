@@ -1,7 +1,7 @@
 """The prefill of every method at the shapes of 7B models, beside accuracy: `python -m benchmarks.methods --out FILE`.
 
 All methods keep equally many visual tokens as a mean over the decoder's layers, with the same random weights and
-inputs. A few at a time run in turns with the unpruned model; speed-ups are over the median of all its runs. A prefill is
+inputs. A few at a time run in turns with the unpruned model; speed-ups are over the median of its runs. A prefill is
 everything from the pixels to the first token's logits: what a method reads in the vision tower is in its figure.
 Accuracy is another model's, of a run of `dart.compare`. The file is written after every few methods: the same command
 goes on from there, and another one adds shapes and methods. Prints tables, and one JSON line last.
