@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageSequence
 
-from dart.utils import UserError, one_line
+from dart.utils import UserError, installed_by, one_line
 
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 ANIMATIONS = (".apng", ".gif", ".png", ".webp")  # what Pillow reads itself
@@ -135,7 +135,7 @@ def _film(path: Path, most: int) -> Video:
         import av
     except ImportError:
         raise UserError(
-            f"video {path} needs the package av, which is not installed: pip install 'dart-vlm[video]', or give a "
+            f"video {path} needs the package av, which is not installed: {installed_by('hf')}, or give a "
             f"folder of frames or an animated {', '.join(ANIMATIONS)}"
         ) from None
 

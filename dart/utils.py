@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata, util
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -35,6 +36,11 @@ WEIGHTS = ("config.json", "*.safetensors", "*.bin")
 SURROGATE = rb"\ud"  # how half a character, or one of two halves, begins in JSON
 BLOCK_BYTES, LARGE_BYTES = 1 << 20, 64 << 20
 SETTLED_SECONDS = 2.0  # a file written since may change again without a new time
+DISTRIBUTION = "dart-vlm"
+MIXED = (
+    "the installed distribution {0} brings a Python package `{1}`, as this project does, and imports may mix the two: "
+    "use an environment without it, or pip uninstall it and install this project again"
+)
 MEMORY_IS_SHORT = ("out of memory", "can't allocate memory")
 
 
@@ -92,7 +98,35 @@ def needed(package: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise UserError(f"this needs the package {package.split('.')[0]}: pip install 'dart-vlm[{extra}]'") from error
+        raise UserError(f"this needs the package {package.split('.')[0]}: {installed_by(extra)}") from error
+
+
+def installed_by(extra: str) -> str:
+    """How to install what an extra of pyproject.toml brings. There is no package on PyPI."""
+    return f"pip install '.[{extra}]' in this project's folder"
+
+
+def others_with(package: str) -> list[str]:
+    """The installed distributions, but for this one, that bring a top-level package of that name."""
+    brings = (each for each in metadata.distributions() if package in (each.read_text("top_level.txt") or "").split())
+    return sorted({each.name for each in brings} - {DISTRIBUTION})
+
+
+def plug_ins(group: str) -> dict[str, Any]:
+    """name -> what it names, for every installed entry point of a group.
+
+    Raises UserError for one that cannot be imported, with the other distribution that has replaced its files, if any.
+    """
+    found = {}
+    for point in entry_points(group=group):
+        try:
+            found[point.name] = point.load()
+        except (ImportError, AttributeError) as error:
+            package = point.value.partition(".")[0]
+            others = others_with(package)
+            hint = f"; {MIXED.format(', '.join(others), package)}" if others else ""
+            raise UserError(f"the plug-in {point.name} cannot be imported ({one_line(error)}){hint}") from error
+    return found
 
 
 def dtype_of(name: str) -> Any:
@@ -256,11 +290,16 @@ def provenance() -> dict[str, Any]:
         versions["driver"] = driver[0] if driver else "unknown"
     return {
         "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
-        "commit": _said_by("git", "-C", str(root), "rev-parse", "--short", "HEAD") or "unknown",
+        "commit": _commit(root) or "unknown",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hardware": hardware,
         "versions": versions,
     }
+
+
+def _commit(root: Path) -> str:
+    """Of the checkout at `root`; nothing for an installed copy, which may lie in a checkout of something else."""
+    return _said_by("git", "-C", str(root), "rev-parse", "--short", "HEAD") if (root / ".git").exists() else ""
 
 
 def _processor() -> str:

@@ -17,6 +17,7 @@ from PIL import Image
 from qwen_golden import RECORDS, sample
 
 import dart
+from dart import utils
 from dart.cli import loading, main, messages
 from dart.cli.loading import load
 from dart.media import MAX_SIDE, Video, read_image, read_video, spaced
@@ -41,7 +42,7 @@ def plugins(monkeypatch):
     found = re.findall(rf'\[project.entry-points."{loading.GROUP}"\]\n(\S+) = "(\S+)"\n', declared)
     points = [EntryPoint(name, value, loading.GROUP) for name, value in found]
     assert points
-    monkeypatch.setattr(loading, "entry_points", lambda group: points if group == loading.GROUP else [])
+    monkeypatch.setattr(utils, "entry_points", lambda group: points if group == loading.GROUP else [])
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +349,7 @@ def test_a_film_without_its_package_names_the_extra(tmp_path, monkeypatch, capsy
     movie = tmp_path / "d.mp4"
     movie.write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "av", None)
-    assert "dart-vlm[video]" in refused(capsys, "--model", QWEN2, "--question", "?", "--video", movie)
+    assert "pip install '.[hf]'" in refused(capsys, "--model", QWEN2, "--question", "?", "--video", movie)
 
 
 def test_bad_models(tmp_path, monkeypatch, capsys):
@@ -361,7 +362,7 @@ def test_bad_models(tmp_path, monkeypatch, capsys):
         assert str(tmp_path) in line
     (tmp_path / "config.json").write_text((QWEN2 / "config.json").read_text())
     assert "cannot be loaded" in refused(capsys, "--model", tmp_path, *rest)
-    monkeypatch.setattr(loading, "entry_points", lambda group: [])
+    monkeypatch.setattr(utils, "entry_points", lambda group: [])
     line = refused(capsys, "--model", MODELS / "llava-tiny", *rest)
     assert "'llava_llama'" in line and "dart.loaders: none" in line
 

@@ -22,7 +22,7 @@ from llava.eval.engine.ranks import Ranks
 from llava.eval.engine.runner import Runner
 from llava.eval.engine.suite_table import BLIND, UNPRUNED, to_html, to_markdown
 from llava.eval.vtc import run as vtc
-from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, read_json
+from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, or_embedded, read_json
 
 RANDOM = "random"
 
@@ -157,8 +157,10 @@ def main(argv: list[str] | None = None) -> None:
         vtc.main(argv)
         return
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[chooser])
-    parser.add_argument("--ckpt", default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
-    parser.add_argument("--data", default=str(EMBEDDED_DATA), help="folder that holds the benchmarks' folders")
+    parser.add_argument("--ckpt", type=or_embedded, default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
+    parser.add_argument(
+        "--data", type=or_embedded, default=str(EMBEDDED_DATA), help="folder that holds the benchmarks' folders"
+    )
     parser.add_argument(
         "--benchmarks", type=_words, default="textvqa,pope,mme", help="names, or name:split for one part of a benchmark"
     )

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 import transformers
 
-from dart.utils import UserError, one_line
+from dart.utils import UserError, installed_by, one_line
 
 ON_BAD_SAMPLE = ("refuse", "skip")
 CHECKPOINTING = "activation_checkpointing"  # the name of gradient_checkpointing in newer releases
@@ -250,4 +250,4 @@ def _zero_stage(training: TrainingArguments) -> int:
 
 def _need(package: str, flag: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{flag} needs the package {package}, which is not installed: pip install 'dart-vlm[{extra}]'")
+        raise UserError(f"{flag} needs the package {package}, which is not installed: {installed_by(extra)}")

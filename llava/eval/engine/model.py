@@ -15,6 +15,7 @@ from llava.dart_args import add_dart_arguments
 from llava.eval.engine.prompts import Batch
 from llava.eval.engine.ranks import ALONE, Ranks
 from llava.eval.engine.sampling import decoding_of
+from llava.files import or_embedded
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
 
@@ -33,6 +34,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, default_path: str | Non
     """Flags of the model, of decoding and of DART. default_path: a checkpoint to use when none is named."""
     parser.add_argument(
         "--model-path",
+        type=or_embedded,
         required=default_path is None,
         default=default_path,
         help="folder or hub name of a LLaVA checkpoint",
