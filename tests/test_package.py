@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import dart
 from dart import utils
 from dart.utils import UserError, others_with, plug_ins
 from llava import dart_data, files
@@ -76,6 +78,16 @@ def test_the_wheel_says_what_it_is(wheel: Path) -> None:
     assert "2502.11494" in about["Summary"] and len(about.get_all("Project-URL")) >= 2
     scripts = content.read(f"{home}/entry_points.txt").decode()
     assert "dart = dart.cli:main" in scripts and "dart-compare = dart.compare.command:main" in scripts
+
+
+def test_the_citation_has_the_version_and_the_paper_of_the_readme() -> None:
+    yaml = pytest.importorskip("yaml")
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == dart.__version__
+    paper, entry = cited["preferred-citation"], (ROOT / "README.md").read_text().split("```bibtex")[1]
+    names = [f"{each['family-names']}, {each['given-names']}" for each in paper["authors"]]
+    assert f"author = {{{' and '.join(names)}}}" in entry and f"year = {{{paper['year']}}}" in entry
+    assert re.sub("[“”]", "", paper["title"]) in entry and paper["doi"].startswith("10.18653/")
 
 
 def test_commands_run_from_an_empty_folder_and_leave_the_package_as_it_is(installed: Path, tmp_path: Path) -> None:
