@@ -157,23 +157,24 @@ def is_hub_name(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not os.path.isdir(os.path.dirname(path))
 
 
-def add_revision(parser: argparse.ArgumentParser) -> None:
-    """Add --revision: `checkpoint_folder` takes it."""
+def add_revision(parser: argparse.ArgumentParser, flag: str = "--revision") -> None:
+    """Add --revision, or a flag of another name: `checkpoint_folder` takes it."""
     parser.add_argument(
-        "--revision", help="commit, tag or branch of a hub repository (default: its main branch as it is today)"
+        flag, help="commit, tag or branch of a hub repository (default: its main branch as it is today)"
     )
 
 
-def checkpoint_folder(path: str, revision: str | None = None) -> str:
+def checkpoint_folder(path: str, revision: str | None = None, flag: str = "--revision") -> str:
     """The folder `path`, else the downloaded snapshot of the hub repository of that name.
 
-    revision: a commit, tag or branch of that repository; None: its main branch. Raises FileNotFoundError when it is
-    neither, or there is no such revision; UserError for a folder with a revision, which has none.
+    revision: a commit, tag or branch of that repository, given as `flag`; None: its main branch. Raises
+    FileNotFoundError when it is neither, or there is no such revision; UserError for a folder with a revision, which
+    has none.
     """
     local = os.path.expanduser(path)
     if os.path.isdir(local):
         if revision is not None:
-            raise UserError(f"--revision {revision} is for a hub name, and {path} is a folder: leave it out")
+            raise UserError(f"{flag} {revision} is for a hub name, and {path} is a folder: leave it out")
         return local
     if not is_hub_name(path):
         raise FileNotFoundError(f"model path {path} does not exist: expected a checkpoint's folder or a hub name")

@@ -42,6 +42,9 @@ class ModelArguments:
     """What is trained."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "language model or LLaVA checkpoint"})
+    revision: str | None = field(
+        default=None, metadata={"help": "commit, tag or branch of model_name_or_path on the hub; default: main"}
+    )
     version: str = field(default="v1", metadata={"help": "conversation template, plain for stage 1"})
     freeze_backbone: bool = field(default=False, metadata={"help": "do not train the language model"})
     tune_mm_mlp_adapter: bool = field(default=False, metadata={"help": "train the projector alone (stage 1)"})
