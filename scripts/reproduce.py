@@ -90,9 +90,7 @@ def missing(kind: str, checkpoint: str, data: Path, benchmarks: Sequence[str], e
     if kind == "qwen2vl" and not LMMS_PYTHON.is_file():
         found.append("lmms-eval's environment: make setup-lmms")
     if kind == "qwen2vl" and not embedded and not os.environ.get("OPENAI_API_KEY"):
-        found.append(
-            "OPENAI_API_KEY: of MMBench's judge, for answers without a letter; lmms-eval guesses without it"
-        )
+        found.append("OPENAI_API_KEY: of MMBench's judge, for answers without a letter; lmms-eval guesses without it")
     if (free := shutil.disk_usage(ROOT).free) < NEEDED_DISK:
         found.append(f"{free / GIB:.1f} GiB of disk are free, a run needs {NEEDED_DISK / GIB:.0f}")
     return found
