@@ -246,14 +246,15 @@ REGISTRY: dict[str, Strategy] = {}
 def register(name: str) -> Callable[[type], type]:
     """Class decorator: `@register("mine")` makes `DartConfig(strategy="mine")` work.
 
-    Raises TypeError for a class that is no `Strategy`, and ValueError for a name that is taken.
+    A class that is defined anew, in a notebook's cell or a reloaded file, takes the place of its former self. Raises
+    TypeError for a class that is no `Strategy`, and ValueError for a name that another class has.
     """
 
     def add(cls: type) -> type:
         if not issubclass(cls, Strategy):
             raise TypeError(f"strategy {name!r}: {cls.__qualname__} must be a subclass of dart.strategies.Strategy")
-        if name in REGISTRY:
-            other = type(REGISTRY[name])
+        other = type(REGISTRY.get(name))
+        if name in REGISTRY and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(
                 f"strategy {name!r} is already registered by {other.__module__}.{other.__qualname__}; "
                 "choose another name"
