@@ -52,7 +52,8 @@ def decoded_image(source: Any, what: str) -> Image.Image:
 def read_video(path: str, most: int, fps: float | None) -> Video:
     """At most `most` frames, evenly spaced, of a folder of images (sorted by the numbers in their names) or a file.
 
-    fps: frames per second of the source, None: the file's own, or 2 for a folder. Raises UserError naming the input.
+    path: a folder, an animated image, or a film, which needs the extra `hf`. most: 1 or more. fps: frames per second of
+    the source, None: the file's own, or 2 for a folder. Raises UserError naming the input.
     """
     source = Path(path)
     if source.is_dir():

@@ -56,6 +56,7 @@ class Parser(argparse.ArgumentParser):
     """Raises UserError for bad arguments, so that they too end in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises UserError with the message."""
         raise UserError(f"{message} (--help lists the options)")
 
 

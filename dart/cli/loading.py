@@ -116,6 +116,7 @@ class TransformersModel:
         self.model.eval()
 
     def prompt(self, messages: list[dict[str, Any]], images: list[Image.Image], videos: list[Video]) -> Prompt:
+        """The prompt of these turns. Raises UserError for what the processor does not take."""
         config = self.model.config
         if videos and getattr(self.processor, "video_processor", None) is None:
             raise UserError(f"models of type {config.model_type} take no videos: give the frames as --image")

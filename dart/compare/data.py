@@ -63,6 +63,7 @@ class Sample:
 
     @property
     def counted_as(self) -> str:
+        """What this sample's score is counted with: its unit, else itself."""
         return self.unit or self.id
 
     def pictures(self) -> list[Image.Image]:
