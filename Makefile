@@ -25,7 +25,7 @@ VLLM_STAMP := $(VLLM)/.installed
 # What depends on the version of transformers: the engine, the families, and the commands on top of them.
 ENGINE_TESTS := tests/matrix/test_matrix.py $(addprefix tests/test_,dart_command.py llava_golden.py llava_model.py \
 	llava_next.py llava_next_golden.py methods*.py more_families.py pruner*.py properties.py qwen*.py seam.py selection.py \
-	static_cache.py training.py uses.py)
+	serve.py static_cache.py training.py uses.py)
 
 # Two processes, each of which computes on one thread.
 WORKERS ?= -n 2 --dist loadfile

@@ -116,6 +116,7 @@ VALUES = {
     "--blur": "0",
     "--max_num_trunction": "0",
     "--revision": "v9",
+    "--model-base-revision": "v9",
     "--num_train_epochs": "many",
     "--version": "nonesuch",
 }

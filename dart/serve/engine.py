@@ -49,6 +49,7 @@ class Job:
 
     @property
     def late(self) -> bool:
+        """Is its time up?"""
         return time.monotonic() > self.ends
 
 
@@ -91,6 +92,7 @@ class Engine:
             self.inside += 1
 
     def leave(self) -> None:
+        """A request that `enter` let in has ended."""
         with self.lock:
             self.inside -= 1
 
@@ -172,6 +174,7 @@ class Engine:
 
 
 def too_late() -> ApiError:
+    """The answer to a request whose time is up."""
     return ApiError(504, "the time limit of a request is up", code="timeout")
 
 
