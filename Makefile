@@ -126,7 +126,7 @@ test-vllm: $(VLLM_STAMP)
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_vllm_*.py
 
 test-demo: setup-demo
-	OMP_NUM_THREADS=1 $(DEMO)/bin/python -m pytest tests/test_gradio.py
+	OMP_NUM_THREADS=1 $(DEMO)/bin/python -m pytest -k gradio tests/test_gradio.py tests/test_bad_inputs.py
 
 test-oldest: $(OLDEST_STAMP)
 	$(OLDEST)/bin/python -m pytest $(WORKERS) $(ENGINE_TESTS)
