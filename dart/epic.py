@@ -53,9 +53,9 @@ class Epic:
     """A schedule of compression, and the loss (1 - lambda) * loss of the answers + lambda * distillation.
 
     least, most: between which the student's ratio of dropped tokens is drawn, evenly, once a step; gap: what the
-    teacher's is lower by. last_layer: where the layer arrives, from the number of layers downwards (LCD); None: it stays
-    the config's (TCD). restarts: the ramps begin anew with every layer (ICD). weight: lambda. temperature: tau of both
-    distributions; the distillation loss is multiplied by its square, so that its gradient does not shrink with it.
+    teacher's is lower by. last_layer: where the layer arrives, from the number of layers downwards (LCD); None: it
+    stays the config's (TCD). restarts: the ramps begin anew with every layer (ICD). weight: lambda. temperature: tau of
+    both distributions; the distillation loss is multiplied by its square, so that its gradient does not shrink with it.
     Raises ValueError for a weight outside [0, 1] and a temperature that is not above 0. See `PRESETS` for the source.
     """
 
@@ -194,8 +194,8 @@ class EpicTrainer(DartTrainer):
     budget, and the layer where it moves. All other arguments are the Trainer's. A batch needs `labels` [B, S], -100 for
     visual tokens. The teacher runs first, in evaluation mode (no dropout) and without a gradient.
 
-    Entries of the log with a loss also have `ratio_student`, `ratio_teacher`, `ratio_gap` and `pruned_layer` of the last
-    step, and `loss_sft`, `loss_distill`, means over the logged steps and all ranks; at the end all are drawn into
+    Entries of the log with a loss also have `ratio_student`, `ratio_teacher`, `ratio_gap` and `pruned_layer` of the
+    last step, and `loss_sft`, `loss_distill`, means over the logged steps and all ranks; at the end all are drawn into
     `epic.png` of the output folder. Raises ValueError for an unknown preset, label smoothing and what `EpicCallback`
     refuses; dart.utils.UserError without matplotlib.
     """

@@ -107,8 +107,8 @@ class DartCallback(TrainerCallback):
 class DartTrainer:
     """For a class of one's own, before a Trainer's: `class Mine(DartTrainer, Trainer): ...`.
 
-    pruning: None trains unpruned; all other arguments are the Trainer's. What is pruned is pruned no longer when `train`
-    is left, by whichever way. The entries of the log with a loss have `DartCallback.figures` besides.
+    pruning: None trains unpruned; all other arguments are the Trainer's. What is pruned is pruned no longer when
+    `train` is left, by whichever way. The entries of the log with a loss have `DartCallback.figures` besides.
     """
 
     def __init__(self, *args: Any, pruning: DartCallback | None = None, **kwargs: Any):
