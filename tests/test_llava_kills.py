@@ -20,11 +20,19 @@ ALONE = [name for name in MOMENTS if name != "with_a_late_rank"]
 
 
 def words_of(base: Path, data: Path, out: Path, *more: object) -> list[str]:  # noqa: F811
-    words = ["--model_name_or_path", base, "--data_path", data / "data.json", "--image_folder", data]
-    words += ["--output_dir", out, "--max_steps", STEPS, "--save_steps", 2, "--save_total_limit", 1]
+    words = [
+        "--model_name_or_path",
+        base,
+        "--data_path",
+        data / "data.json",
+        "--image_folder",
+        data,
+        "--output_dir",
+        out,
+    ]
+    words += ["--max_steps", STEPS, "--save_steps", 2, "--save_total_limit", 1, "--logging_steps", 1]
     words += ["--per_device_train_batch_size", 2, "--learning_rate", 1e-2, "--strategy", "random", "--keep", "8-30"]
-    words += ["--logging_steps", 1, "--report_to", "none", "--disable_tqdm", "True", *more]
-    return [str(word) for word in words]
+    return [str(word) for word in (*words, "--report_to", "none", "--disable_tqdm", "True", *more)]
 
 
 def losses_in(out: Path) -> list[float]:

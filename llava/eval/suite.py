@@ -2,7 +2,8 @@
 
 Every cell (a benchmark under a setting) is one run of the evaluation loop. Finished cells are written to one JSON file
 at once and are not run again; an interrupted one resumes at its last answer. A benchmark that cannot be run is a row of
-the table that says why, and is tried again the next time. Flags of the loop (--device, --batch-size, ...) pass through.
+the table that says why, is tried again the next time, and makes the exit code 1. Flags of the loop (--device,
+--batch-size, ...) pass through.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import dart
-from dart.utils import Parser, UserError, exits_cleanly, one_line, provenance, write_json, write_text
+from dart.utils import Parser, Unfinished, UserError, exits_cleanly, one_line, provenance, write_json, write_text
 from llava.eval import tasks
 from llava.eval.engine.answers import read_lines
 from llava.eval.engine.ranks import Ranks
 from llava.eval.engine.runner import Runner
 from llava.eval.engine.suite_table import BLIND, UNPRUNED, to_html, to_markdown
 from llava.eval.vtc import run as vtc
-from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, read_json
+from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, or_embedded, read_json
 
 RANDOM = "random"
 
@@ -157,8 +158,10 @@ def main(argv: list[str] | None = None) -> None:
         vtc.main(argv)
         return
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[chooser])
-    parser.add_argument("--ckpt", default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
-    parser.add_argument("--data", default=str(EMBEDDED_DATA), help="folder that holds the benchmarks' folders")
+    parser.add_argument("--ckpt", type=or_embedded, default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
+    parser.add_argument(
+        "--data", type=or_embedded, default=str(EMBEDDED_DATA), help="folder that holds the benchmarks' folders"
+    )
     parser.add_argument(
         "--benchmarks", type=_words, default="textvqa,pope,mme", help="names, or name:split for one part of a benchmark"
     )
@@ -184,9 +187,18 @@ def main(argv: list[str] | None = None) -> None:
         loop_flags.append("--overwrite")
     settings = settings_of(args.strategies, args.keep, args.pivot_orders, list(range(args.seeds)), args.blind)
     suite = Suite(args.ckpt, lambda _: Path(args.data), out, out.parent / f"{out.stem}-answers", loop_flags)
-    suite.cells(args.benchmarks, list(settings))
+    rows = list(settings)
+    suite.cells(args.benchmarks, rows)
+    asked = [f"{benchmark}/{setting.name}" for setting in rows for benchmark in args.benchmarks]
+    lost = [key for key in asked if "error" in suite.results["cells"][key]]
     print(to_markdown(suite.results))
-    print(json.dumps({"results": str(out), "cells": len(suite.results["cells"])}))
+    print(json.dumps({"results": str(out), "cells": len(suite.results["cells"]), "not_run": len(lost)}))
+    if lost:
+        names = ", ".join(dict.fromkeys(key.split("/")[0] for key in lost))
+        raise Unfinished(
+            f"{len(lost)} of {len(asked)} runs have no score ({names}): the table says why; mend it and give the same "
+            "command again, which keeps the others"
+        )
 
 
 if __name__ == "__main__":

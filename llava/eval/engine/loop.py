@@ -22,7 +22,7 @@ from llava.conversation import get_template
 from llava.dart_args import check_image_span, dart_config, dart_settings, pruned
 from llava.eval.engine.answers import AnswersFile, Key, answer_id, check_regular, key_of, settings_file
 from llava.eval.engine.examples import Example, chunk_of, content_of, digest_of, open_questions, read_question_file
-from llava.eval.engine.model import Loaded, add_model_arguments, generate, load
+from llava.eval.engine.model import Loaded, add_model_arguments, base_folder, generate, load
 from llava.eval.engine.prompts import Batch, Encoded, build_prompt, collate, encode
 from llava.eval.engine.ranks import (
     Ranks,
@@ -43,7 +43,7 @@ VISUAL_TOKENS, TOKEN_DIGITS = "visual_tokens", 4  # in an answer's metadata
 GPU_WORKERS = 2
 SETTINGS = [
     "torch_dtype", "attn_implementation", "conv_mode", "temperature", "top_p", "num_beams", "max_new_tokens", "blind",
-    "num_chunks", "chunk_idx", "blur", "revision",
+    "num_chunks", "chunk_idx", "blur", "revision", "model_base_revision",
 ]  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def settings_of(args: argparse.Namespace, examples: Sequence[Example]) -> dict[s
         "questions_sha256": digest_of(examples, failed),
         "checkpoint_sha256": [
             fingerprint(checkpoint_folder(args.model_path, args.revision)),
-            args.model_base and fingerprint(checkpoint_folder(args.model_base)),
+            fingerprint(base_folder(args)),
         ],
     }
 
