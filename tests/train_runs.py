@@ -1,4 +1,4 @@
-"""Runs of `llava.train.train` that share one start: `python tests/train_runs.py JOBS` imports once and forks each run.
+"""Runs of `llava.train.train` that share one start: `python tests/train_runs.py JOBS` imports once and forks every run.
 
 JOBS: a JSON file, a list of {"words": flags, "log": file, "ranks": 1, "moment": None}, run one after the other; a
 moment names where the run is killed (MOMENTS). Prints how each rank of each run ended: exit codes, or minus the signal.
