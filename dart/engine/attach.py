@@ -242,6 +242,11 @@ class PruneHandle:
         forward.look(arguments)
         if arguments.get("labels") is None or self.family.aligns_labels or not forward.has_visual():
             return None
+        if arguments.get("fused_lm_head"):
+            raise ValueError(
+                "fused_lm_head=True (TRL's trainers) wants figures of every token, and some are dropped: train with "
+                "`class Mine(DartTrainer, SFTTrainer)` of dart.training"
+            )
         forward.labels = arguments["labels"]
         return (), {**arguments, "labels": None}
 
