@@ -9,11 +9,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from dart.config import DartConfig
 from dart.engine.attach import PruneHandle, prune
@@ -106,7 +105,7 @@ class DartCallback(TrainerCallback):
 
 
 class DartTrainer:
-    """For a class of one's own, before a Trainer's: `class Mine(DartTrainer, Trainer): ...`, or TRL's `SFTTrainer`.
+    """For a class of one's own, before a Trainer's: `class Mine(DartTrainer, Trainer): ...`.
 
     pruning: None trains unpruned; all other arguments are the Trainer's. What is pruned is pruned no longer when
     `train` is left, by whichever way. The entries of the log with a loss have `DartCallback.figures` besides.
@@ -124,15 +123,6 @@ class DartTrainer:
         finally:
             if self.pruning is not None:
                 self.pruning.detach()
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """The loss of the tokens that are left, also in TRL's trainers, without their entropy and token accuracy.
-
-        Theirs asks the model for figures of every token (`fused_lm_head`), of which some are dropped.
-        """
-        theirs = any(each.__module__.startswith("trl.") for each in type(self).__mro__)
-        compute: Any = partial(Trainer.compute_loss, self) if theirs and self.pruning else super().compute_loss  # type: ignore[misc]
-        return compute(model, inputs, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         more = self.pruning.figures() if self.pruning is not None and "loss" in logs else {}

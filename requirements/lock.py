@@ -25,6 +25,7 @@ ENVIRONMENTS = {
     "oldest": [".[dev]"],
     "lmms-eval": [".[lmms-eval]", "pytest"],
     "demo": [".[demo]", "playwright", "pytest"],
+    "train": [".[train]", "trl", "pytest"],
 }
 # Lock file -> the extra whose packages are all of its environment, without this project and torch.
 ALONE = {"docs": "docs"}

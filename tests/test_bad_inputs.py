@@ -64,6 +64,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         ["--experiment", "x", "--answers-file", "{file}", "--out-dir", "{out}/mme", "--data-dir", "{folder}"],
     ),
     "convert_gqa": ("scripts.convert_gqa_for_eval", ["--src", "{file}", "--dst", "{out}/a.json"]),
+    "merge_lora": (
+        "scripts.merge_lora_weights",
+        ["--model-path", "{folder}", "--model-base", "{folder}", "--save-model-path", "{out}/merged"],
+    ),
     "convert_hf": ("scripts.convert_llava_to_hf", ["--model-path", "{folder}", "--output", "{out}/hf"]),
     "convert_mmbench": (
         "scripts.convert_mmbench_for_submission",

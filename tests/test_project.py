@@ -68,7 +68,9 @@ def locked(environment: str) -> dict[str, str]:
     return versions
 
 
-@pytest.mark.parametrize(("environment", "extra"), [("test", "dev"), ("oldest", "dev"), ("lmms-eval", "lmms-eval")])
+@pytest.mark.parametrize(
+    ("environment", "extra"), [("test", "dev"), ("oldest", "dev"), ("lmms-eval", "lmms-eval"), ("train", "train")]
+)
 def test_locks_have_what_pyproject_asks_for(environment, extra):
     versions = locked(environment)
     for requirement in asked_for(extra):

@@ -1,108 +1,89 @@
-"""TRL's SFTTrainer on a pruned model: docs/training.md's recipe (make test-train)."""
+"""TRL's SFTTrainer with a pruned Qwen2-VL, as docs/training.md writes it (make test-train)."""
 
 from __future__ import annotations
-
-import re
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer
 
 import dart
-from dart.epic import EpicTrainer
-from dart.training import DartCallback, DartTrainer
+from dart.training import DartCallback
+from llava.files import EMBEDDED_MODEL
 
-trl = pytest.importorskip("trl")
-MODEL = Path(__file__).resolve().parents[1] / "playground" / "models" / "qwen2_5-vl-tiny"
+trl = pytest.importorskip("trl", reason="TRL has an environment of its own: make test-train")
+datasets = pytest.importorskip("datasets")
+
+FOLDER = EMBEDDED_MODEL.parent / "qwen2-vl-tiny"
 COLORS = ("red", "green", "blue", "gray")
-KEEP = 8
+SIDE = 112
+KEEP = dart.DartConfig(keep=24)
 
 
-class Pruned(DartTrainer, trl.SFTTrainer):
-    """As a user writes it."""
+def model():
+    return AutoModelForImageTextToText.from_pretrained(FOLDER, dtype=torch.float32)
 
 
-class Distilled(EpicTrainer, trl.SFTTrainer):
-    """EPIC in TRL."""
+class Pruned(trl.SFTTrainer):
+    compute_loss = Trainer.compute_loss
 
 
-def given(folder: Path) -> dict:
-    """What every trainer gets: the model, four pictures with a question each, three steps of two rows."""
-    datasets = pytest.importorskip("datasets")
-
-    def said(role: str, *content: dict) -> dict:
-        return {"role": role, "content": list(content)}
-
-    rows = []
-    for k, color in enumerate(COLORS):
-        asked = said("user", {"type": "image"}, {"type": "text", "text": "What color?" + " Say it." * k})
-        rows.append(
-            {
-                "images": [Image.new("RGB", (112, 112), color)],
-                "prompt": [asked],
-                "completion": [said("assistant", {"type": "text", "text": color})],
-            }
-        )
-    args = trl.SFTConfig(
-        output_dir=str(folder),
-        max_steps=3,
+def trainer_of(kind, folder, callbacks=(), **more):
+    rows = [
+        {
+            "images": [Image.new("RGB", (SIDE, SIDE), color)],
+            "prompt": [{"role": "user", "content": "What color?"}],
+            "completion": [{"role": "assistant", "content": color}],
+        }
+        for color in COLORS
+    ]
+    arguments = trl.SFTConfig(
+        str(folder),
+        max_steps=2,
         per_device_train_batch_size=2,
+        learning_rate=1e-4,
         logging_steps=1,
-        learning_rate=1e-3,
-        max_length=None,
+        report_to=[],
         use_cpu=True,
         bf16=False,
-        report_to="none",
+        max_length=None,
         save_strategy="no",
+        **more,
     )
-    return {
-        "model": AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32),
-        "processing_class": AutoProcessor.from_pretrained(MODEL),
-        "train_dataset": datasets.Dataset.from_list(rows),
-        "args": args,
-    }
+    return kind(
+        model(),
+        arguments,
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=AutoProcessor.from_pretrained(FOLDER),
+        callbacks=list(callbacks),
+    )
 
 
-def losses(trainer) -> list[float]:
+def losses_of(trainer) -> list[float]:
     trainer.train()
-    assert not trainer.model._forward_pre_hooks
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_trl_learns_with_few_tokens(tmp_path):
-    config = dart.DartConfig(keep=KEEP, exact=True)
-    pruned = Pruned(**given(tmp_path), pruning=DartCallback(config))
-    found = losses(pruned)
-    assert pruned.state.log_history[0]["visual_tokens_kept"] == KEEP < pruned.state.log_history[0]["visual_tokens"]
-    assert found[-1] < found[0]
-    whole = dart.DartConfig(keep=10**6)
-    unpruned = losses(trl.SFTTrainer(**given(tmp_path)))
-    assert losses(Pruned(**given(tmp_path), pruning=DartCallback(whole))) == pytest.approx(unpruned, rel=1e-5)
-    assert losses(Pruned(**given(tmp_path))) == unpruned != pytest.approx(found, rel=1e-3)
+def test_the_loss_without_pruning_is_trls_own(tmp_path):
+    wanted = losses_of(trainer_of(trl.SFTTrainer, tmp_path / "own"))
+    assert losses_of(trainer_of(Pruned, tmp_path / "ours")) == pytest.approx(wanted, rel=1e-4)
 
 
-def test_the_first_loss_is_that_of_the_pruned_model(tmp_path):
-    config = dart.DartConfig(keep=KEEP, exact=True)
-    trainer = Pruned(**given(tmp_path), pruning=DartCallback(config))
-    batch = next(iter(trainer.get_train_dataloader()))
-    model = AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32)
-    with dart.prune(model, config), torch.no_grad():
-        expected = model(**{k: v for k, v in batch.items() if k != "num_items_in_batch"}).loss.item()
-    torch.manual_seed(trainer.args.seed)
-    assert min(abs(found - expected) for found in losses(trainer)[:2]) < 1e-4
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_pruned_run(tmp_path, checkpointing):
+    with DartCallback(KEEP) as pruning:
+        trainer = trainer_of(Pruned, tmp_path, [pruning], gradient_checkpointing=checkpointing)
+        batch = next(iter(trainer.get_train_dataloader()))
+        losses = losses_of(trainer)
+    assert dart.handle_of(trainer.model) is None
+    with dart.prune(model(), KEEP) as handle, torch.no_grad():
+        wanted = handle.model(**batch, use_cache=False).loss
+    assert all(kept < seen for seen, kept in zip(handle.last.visual_before, handle.last.visual_after, strict=True))
+    learned = (batch["labels"] != -100).sum(1)
+    assert (learned > 0).all() and (learned < 10).all()  # the completion alone
+    assert losses[0] == pytest.approx(wanted.item(), rel=1e-4)
 
 
-def test_epic_in_trl(tmp_path):
-    pytest.importorskip("matplotlib")
-    trainer = Distilled(**given(tmp_path), epic="tcd", config=dart.DartConfig(exact=True))
-    assert len(losses(trainer)) == 3
-    assert all(entry["loss_distill"] >= 0 for entry in trainer.state.log_history if "loss" in entry)
-    assert (tmp_path / "epic.png").is_file()
-
-
-def test_a_callback_alone_is_refused_in_one_line(tmp_path):
-    trainer = trl.SFTTrainer(**given(tmp_path), callbacks=[DartCallback(dart.DartConfig(keep=KEEP))])
-    with pytest.raises(ValueError, match=re.escape("class Mine(DartTrainer, SFTTrainer)")):
-        trainer.train()
+def test_without_the_loss_of_transformers_it_is_refused(tmp_path):
+    with DartCallback(KEEP) as pruning, pytest.raises(ValueError, match="TRL's loss .*compute_loss"):
+        trainer_of(trl.SFTTrainer, tmp_path, [pruning]).train()

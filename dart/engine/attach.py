@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 ATTACHED = "_dart_handle"
 OF_ATTENTION = frozenset({"keys", "values", "attention"})
 NEXT = "next_attention"
+TRL_LOSS = "fused_lm_head"  # the argument by which TRL's trainers tell a forward to compute their loss
 
 
 def unwrapped(model: Any) -> Any:
@@ -242,10 +243,10 @@ class PruneHandle:
         forward.look(arguments)
         if arguments.get("labels") is None or self.family.aligns_labels or not forward.has_visual():
             return None
-        if arguments.get("fused_lm_head"):
+        if kwargs.get(TRL_LOSS):
             raise ValueError(
-                "fused_lm_head=True (TRL's trainers) wants figures of every token, and some are dropped: train with "
-                "`class Mine(DartTrainer, SFTTrainer)` of dart.training"
+                f"TRL's loss ({TRL_LOSS}=True) has no place for tokens that are dropped: give your class of TRL's "
+                "trainer the loss of transformers, compute_loss = transformers.Trainer.compute_loss (docs/training.md)"
             )
         forward.labels = arguments["labels"]
         return (), {**arguments, "labels": None}

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.trainer import TRAINER_STATE_NAME
@@ -44,7 +45,7 @@ def write(learner: Learner, folder: str, state: Mapping[str, torch.Tensor] | Non
         _save_tensors(tensors, os.path.join(folder, NON_LORA_FILE), rest)
         learner.llava.config.save_pretrained(folder)
     else:
-        _write_tower(learner, folder)
+        write_tower(learner.llava, learner.processor, folder)
 
 
 def _save_tensors(state: Mapping[str, torch.Tensor], file: str, parts: tuple[str, ...]) -> None:
@@ -53,13 +54,13 @@ def _save_tensors(state: Mapping[str, torch.Tensor], file: str, parts: tuple[str
         torch.save(chosen, temporary)
 
 
-def _write_tower(learner: Learner, folder: str) -> None:
+def write_tower(llava: Any, processor: Any, folder: str) -> None:
     """The tower's settings in a folder of the checkpoint, named in its config: its weights are the model's now."""
-    config = copy.deepcopy(learner.llava.config)
+    config = copy.deepcopy(llava.config)
     config.mm_vision_tower = os.path.basename(os.path.normpath(config.mm_vision_tower))
     home = os.path.join(folder, config.mm_vision_tower)
-    learner.llava.get_vision_tower().tower.config.save_pretrained(home)
-    learner.processor.save_pretrained(home)
+    llava.get_vision_tower().tower.config.save_pretrained(home)
+    processor.save_pretrained(home)
     config.save_pretrained(folder)
 
 
@@ -139,7 +140,7 @@ def check_saving(learner: Learner, output_dir: str, keeps_optimizer: bool) -> li
 
     Raises UserError for a folder that cannot be written or has no room for one checkpoint.
     """
-    notes = mend_generation(learner)
+    notes = mend_generation(learner.llava)
     try:
         os.makedirs(output_dir, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output_dir) as folder:
@@ -157,9 +158,9 @@ def check_saving(learner: Learner, output_dir: str, keeps_optimizer: bool) -> li
     return notes
 
 
-def mend_generation(learner: Learner) -> list[str]:
-    """Settings of sampling without sampling (Vicuna's) cannot be saved: they are dropped, with a note."""
-    generation = learner.llava.generation_config
+def mend_generation(llava: Any) -> list[str]:
+    """Settings of sampling without sampling (Vicuna's) cannot be saved: sampling is switched on, with a note."""
+    generation = llava.generation_config
     try:
         generation.validate(strict=True)
     except ValueError:
