@@ -13,10 +13,12 @@ OLDEST := .venv-oldest
 NEWEST := .venv-newest
 LMMS := .venv-lmms
 DOCS := .venv-docs
+DEMO := .venv-demo
 STAMP := $(VENV)/.installed
 OLDEST_STAMP := $(OLDEST)/.installed
 LMMS_STAMP := $(LMMS)/.installed
 DOCS_STAMP := $(DOCS)/.installed
+DEMO_STAMP := $(DEMO)/.installed
 VLLM := .venv-vllm
 VLLM_STAMP := $(VLLM)/.installed
 
@@ -28,14 +30,16 @@ ENGINE_TESTS := tests/matrix/test_matrix.py $(addprefix tests/test_,dart_command
 # Two processes, each of which computes on one thread.
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: setup setup-lmms setup-vllm lock clean-env demo test fuzz test-lmms test-vllm test-oldest test-newest check docs \
-	bench bench-gpu
+.PHONY: setup setup-lmms setup-vllm setup-demo lock clean-env demo test fuzz test-lmms test-vllm test-demo test-oldest \
+	test-newest check docs bench bench-gpu
 
 setup: $(STAMP)
 
 setup-lmms: $(LMMS_STAMP)
 
 setup-vllm: $(VLLM_STAMP)
+
+setup-demo: $(DEMO_STAMP)
 
 # $(call install,FOLDER,LOCK): the lock and this project, which is built with the locked setuptools. With another torch the
 # lock goes without torch and without what torch brings. An environment without its stamp is half made: it is made anew.
@@ -78,6 +82,12 @@ $(LMMS_STAMP): requirements/lmms-eval.txt $(STAMP)
 	$(call install,$(LMMS),lmms-eval)
 	touch $@
 
+# Gradio asks for an older Pillow than the one whose pixels the tests have recorded.
+$(DEMO_STAMP): requirements/demo.txt $(STAMP)
+	$(call layer,$(DEMO))
+	$(call install,$(DEMO),demo)
+	touch $@
+
 # Needs neither torch nor this project.
 $(DOCS_STAMP): requirements/docs.txt
 	$(PYTHON) -m venv --clear $(DOCS)
@@ -97,7 +107,7 @@ lock:
 	$(PYTHON) requirements/lock.py $(TORCH)
 
 clean-env:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LMMS) $(DOCS) $(VLLM)
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LMMS) $(DOCS) $(DEMO) $(VLLM)
 
 demo: setup
 	$(VENV)/bin/python scripts/demo.py
@@ -114,6 +124,9 @@ test-lmms: setup-lmms
 
 test-vllm: $(VLLM_STAMP)
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_vllm_*.py
+
+test-demo: setup-demo
+	OMP_NUM_THREADS=1 $(DEMO)/bin/python -m pytest -k gradio tests/test_gradio.py tests/test_bad_inputs.py
 
 test-oldest: $(OLDEST_STAMP)
 	$(OLDEST)/bin/python -m pytest $(WORKERS) $(ENGINE_TESTS)
