@@ -85,6 +85,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "benchmark_selection": ("benchmarks.selection", []),
     "benchmark_serving": ("benchmarks.serving", ["--served", "m", "--out", "{out}/a.json"]),
     "benchmark_scaling": ("benchmarks.scaling", ["--out", "{out}/a.json"]),
+    "benchmark_training": ("benchmarks.training", ["--out", "{out}/a.json"]),
     "benchmark_kernels": ("benchmarks.kernels", ["--out", "{out}/a.json"]),
     "benchmark_builds": ("benchmarks.builds", ["--out", "{out}/a.json"]),
     "benchmark_evidence": ("benchmarks.evidence", ["--out", "{out}/a.json"]),

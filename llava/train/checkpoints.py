@@ -72,20 +72,56 @@ def read(learner: Learner, folder: str) -> None:
 def to_resume(output_dir: str, given: str | None, anew: bool) -> str | None:
     """The checkpoint to go on from: the one that is given, else the newest whole one in `output_dir`, else None.
 
-    given: --resume_from_checkpoint, a folder or True / False. anew: False was meant. Raises UserError where `given` is
-    no checkpoint, or `True` and there is none.
+    given: --resume_from_checkpoint, a folder or True / False. anew: --overwrite_output_dir, None whatever is there.
+    Raises UserError where `given` is no checkpoint, `True` and there is none, `False` and there is one, and where the
+    checkpoint has no optimizer.
     """
     wish = str(given).lower() if given is not None else None
     if wish not in (None, "true", "false"):
         if not _is_whole(Path(str(given))):
             raise UserError(f"--resume_from_checkpoint {given} is no checkpoint folder of a training run")
-        return str(given)
-    if anew or wish == "false":
+        return _with_optimizer(Path(str(given)))
+    if anew:
         return None
-    found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)]
-    if not found and wish == "true":
-        raise UserError(f"--resume_from_checkpoint True: {output_dir} (--output_dir) has no checkpoint to go on from")
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
+    found = [path for path in _folders(output_dir) if _is_whole(path)]
+    if not found:
+        if wish == "true":
+            raise UserError(
+                f"--resume_from_checkpoint True: {output_dir} (--output_dir) has no checkpoint to go on from"
+            )
+        return None
+    newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    if wish == "false":
+        raise UserError(
+            f"--resume_from_checkpoint False: {output_dir} (--output_dir) has {newest.name} of an earlier run: choose "
+            "another folder, or remove its checkpoints with --overwrite_output_dir True"
+        )
+    return _with_optimizer(newest)
+
+
+def clear(output_dir: str) -> None:
+    """Remove the checkpoints of an earlier run, which a new one that is cut off must not go on from."""
+    for folder in _folders(output_dir):
+        forget(folder)
+        shutil.rmtree(folder)
+
+
+def forget(folder: str | Path) -> None:
+    """From now on the checkpoint counts as unfinished, whatever is written to it or removed from it."""
+    Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)
+
+
+def _folders(output_dir: str) -> list[Path]:
+    return list(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+
+
+def _with_optimizer(folder: Path) -> str:
+    if not any(folder.glob("rng_state*")):
+        raise UserError(
+            f"{folder} has weights alone (--save_only_model): a run cannot go on from it; --overwrite_output_dir True "
+            "starts anew, and --model_name_or_path takes a model's weights from any folder"
+        )
+    return str(folder)
 
 
 def _is_whole(path: Path) -> bool:
