@@ -1,4 +1,4 @@
-"""Two processes under DeepSpeed equal one process without it, EPIC too; the scripts under DeepSpeed (make test-train)."""
+"""Two processes under DeepSpeed equal one without it, EPIC too; every script under DeepSpeed (make test-train)."""
 
 from __future__ import annotations
 
