@@ -13,6 +13,8 @@ from dart_vllm.settings import KEY, config_of
 MODELS = {
     "Qwen2VLForConditionalGeneration": "PrunedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "PrunedQwen2_5VL",
+    "Qwen3VLForConditionalGeneration": "PrunedQwen3VL",
+    "InternVLForConditionalGeneration": "PrunedInternVL",
     "LlavaForConditionalGeneration": "PrunedLlava",
     "LlavaNextForConditionalGeneration": "PrunedLlavaNext",
 }
