@@ -133,5 +133,12 @@ def test_internvls_tiles_are_one_image(tmp_path: Path) -> None:
         for answer, (images, asked) in zip(answers, cases, strict=True):
             inputs = served.processor(text=[served.text(images, QUESTION)], images=images, return_tensors="pt")
             same(answer, expected(served, inputs, [asked] * len(images), places=False))
+        frames = np.stack([np.asarray(picture(number, (24, 24))) for number in range(1, FRAMES + 1)])
+        text = served.prompt.format("<video>", QUESTION)
+        inputs = served.processor(text=[text], videos=[frames], do_sample_frames=False, return_tensors="pt")
+        for asked in (None, {"keep": 0.3}, {"keep": sum(SEVENTEEN)}):
+            request = {"prompt": text, "multi_modal_data": {"video": frames}}
+            (answer,) = served.ask([request | ({} if asked is None else {"mm_processor_kwargs": {"dart": asked}})])
+            same(answer, expected(served, inputs, of_frames(asked), places=False))
     finally:
         served.close()
