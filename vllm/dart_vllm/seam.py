@@ -82,6 +82,14 @@ class Pruning:
 
     prunes: ClassVar[bool] = True
 
+    def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """vLLM's names of cached images know what the request asks for; here also the server's default: servers with
+        different ones may share a cache."""
+        asked = asked_of(self, inputs.hf_processor_mm_kwargs)
+        if asked is not None:
+            inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: asked})
+        return super().apply(inputs, *args, **kwargs)  # type: ignore[misc]
+
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         config = config_of(asked_of(self, hf_kwargs))
         if config is not None and any(isinstance(items, EMBEDDED) for items in mm_items.values()):
@@ -91,14 +99,6 @@ class Pruning:
             if count and modality in MODALITIES:
                 data[field(modality)] = [settings.packed(config)] * count
         return data
-
-    def _get_mm_hashes(self, inputs: Any) -> Any:
-        """vLLM's names of cached images know what the request asks for; here also the server's default: servers with
-        different ones may share a cache."""
-        asked = asked_of(self, inputs.hf_processor_mm_kwargs)
-        if asked is not None:
-            inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: asked})
-        return super()._get_mm_hashes(inputs)  # type: ignore[misc]
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         fields = dict(super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))  # type: ignore[misc]
