@@ -142,3 +142,16 @@ def test_internvls_tiles_are_one_image(tmp_path: Path) -> None:
             same(answer, expected(served, inputs, of_frames(asked), places=False))
     finally:
         served.close()
+
+
+def test_pixtral_has_llavas_name_and_is_refused(tmp_path: Path) -> None:
+    tiny_checkpoints.pixtral(tmp_path, num_attention_heads=1, num_key_value_heads=1, head_dim=HEAD)
+    served = Served(tmp_path, "{}{} It is", "[IMG]")
+    try:
+        images = [picture(1, (60, 36))]
+        with pytest.raises(ValueError, match="is no family that the plugin prunes"):
+            served.ask([served.request(images, QUESTION, {"keep": 0.5})])
+        (answer,) = served.ask([served.request(images, QUESTION)])
+        same(answer, served.expected(images, QUESTION))
+    finally:
+        served.close()

@@ -25,6 +25,7 @@ IMAGES = ROOT / "playground" / "data" / "mini" / "textvqa" / "train_images"
 NAME = "qwen2_5-vl-tiny"
 START, PAUSE = 240, 0.5  # seconds: for the server to answer, and between two looks at it
 CLIENTS, ROUNDS = 8, 3
+LONG = 1000  # tokens of an answer that nobody waits for
 QUESTIONS = ("What number is on the blue sign?", "What color is the sign?")
 BUDGETS: list[Any] = [
     None,
@@ -88,7 +89,7 @@ def ask(client: Any, request: dict[str, Any]) -> tuple[str, int]:
 
 
 def test_eight_clients_get_what_each_gets_alone(client: Any) -> None:
-    """Two questions of one image with one budget each: caches are hit by what is the same, and by nothing else."""
+    """Images, questions and budgets that return: caches are hit by what is the same, and by nothing else."""
     requests = [
         body(QUESTIONS[number % 2], url(1 + number // 4), dart=budget, stream=number % 3 == 0)
         for number, budget in enumerate(BUDGETS * 2)
@@ -112,24 +113,25 @@ def test_a_stream_says_what_a_whole_answer_says(client: Any) -> None:
 
 def test_a_client_that_goes_away_in_the_middle(client: Any) -> None:
     request = body(QUESTIONS[1], url(7), dart={"keep": 0.4})
-    before = ask(client, request)
+    before, written = ask(client, request), metric(client, "generation_tokens_total")
     for _ in range(CLIENTS):
         stream = client.chat.completions.create(
-            **request | {"stream": True, "max_tokens": 1000, "extra_body": {"ignore_eos": True}}
+            **request | {"stream": True, "max_tokens": LONG, "extra_body": {"ignore_eos": True}}
         )
         next(iter(stream))
         stream.close()
     assert ask(client, request) == before
     deadline = time.monotonic() + 20
-    while running(client):
+    while metric(client, "num_requests_running"):
         assert time.monotonic() < deadline, "an answer that nobody reads goes on"
         time.sleep(PAUSE)
+    assert metric(client, "generation_tokens_total") - written < CLIENTS * LONG / 2
 
 
-def running(client: Any) -> float:
-    """Requests that the engine computes, by the server's /metrics."""
+def metric(client: Any, name: str) -> float:
+    """Of the server's /metrics."""
     text = client.get(str(client.base_url).removesuffix("v1/") + "metrics", cast_to=str)
-    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("vllm:num_requests_running"))
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"vllm:{name}"))
 
 
 def half_a_picture() -> str:

@@ -116,6 +116,25 @@ def mistral3(folder: Path) -> None:
     _saved(folder, tf.Mistral3ForConditionalGeneration, config, processor)
 
 
+def pixtral(folder: Path, **text: int) -> None:
+    """LLaVA with Pixtral's tower: patches of 6 x 6 pixels, a separator after every row."""
+    tokens = _tokenizer(image_token="[IMG]", image_break_token="[IMG_BREAK]", image_end_token="[IMG_END]")
+    processor = tf.PixtralProcessor(
+        tf.PixtralImageProcessor(size={"longest_edge": 60}, patch_size={"height": 6, "width": 6}),
+        tokens,
+        patch_size=6,
+        chat_template=_chat("[IMG]"),
+    )
+    config = tf.LlavaConfig(
+        vision_config={"model_type": "pixtral", "image_size": 60, "patch_size": 6} | VISION,
+        text_config={"model_type": "mistral"} | TEXT | text,
+        image_token_index=tokens.convert_tokens_to_ids("[IMG]"),
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+    )
+    _saved(folder, tf.LlavaForConditionalGeneration, config, processor)
+
+
 def idefics3(folder: Path) -> None:
     """Tiles of 6 x 6 patches, 2 x 2 to a token, names between the tiles."""
     tokens = _tokenizer(
