@@ -32,8 +32,8 @@ ENGINE_TESTS := tests/matrix/test_matrix.py $(addprefix tests/test_,dart_command
 # Two processes, each of which computes on one thread.
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: setup setup-lmms setup-vllm setup-demo setup-train lock clean-env demo test fuzz test-lmms test-vllm test-demo \
-	test-train test-oldest test-newest check docs bench bench-gpu
+.PHONY: setup setup-lmms setup-vllm setup-demo setup-train lock clean-env demo test fuzz test-lmms test-serve test-vllm \
+	test-demo test-train test-oldest test-newest check docs bench bench-gpu
 
 setup: $(STAMP)
 
@@ -132,6 +132,10 @@ fuzz: setup
 
 test-lmms: setup-lmms
 	$(LMMS)/bin/python -m pytest tests/test_lmms_*.py
+
+# Part of `make test`; with LOAD_REQUESTS=500 as long as that takes.
+test-serve: setup
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/test_serve*.py
 
 test-vllm: $(VLLM_STAMP)
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_vllm_*.py

@@ -291,7 +291,7 @@ def provenance() -> dict[str, Any]:
         driver = _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()
         versions["driver"] = driver[0] if driver else "unknown"
     return {
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
+        "command": " ".join([*_started(), *sys.argv[1:]]),
         "commit": _commit(root) or "unknown",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hardware": hardware,
@@ -319,10 +319,13 @@ def _said_by(*command: str) -> str:
         return ""
 
 
-def _module() -> str:
-    """The module that was started with `python -m`, else the script's name."""
+def _started() -> list[str]:
+    """How this process was started: `python -m MODULE`, `python SCRIPT.py`, or an installed command by its name."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name.removesuffix(".__main__") if spec is not None else Path(sys.argv[0]).name
+    if spec is not None:
+        return ["python", "-m", spec.name.removesuffix(".__main__")]
+    script = Path(sys.argv[0])
+    return [script.name] if script.suffix == "" else ["python", script.name]
 
 
 def in_turns(runs: Sequence[Callable[[], Sample]], repeats: int, warm_up: int) -> list[list[Sample]]:

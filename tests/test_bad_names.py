@@ -25,6 +25,7 @@ from llava.eval import model_vqa_loader, suite
 from llava.eval.probe import validate
 from llava.files import EMBEDDED_MODEL
 from llava.train import train
+from scripts import convert_llava_to_hf
 
 BAD_NAME = "a|b<script>`c`\n=d$\\"
 
@@ -128,6 +129,7 @@ def test_every_command_that_takes_a_hub_name_takes_its_revision(tmp_path, asked,
         (train.main, ["--model_name_or_path", "owner/name", *one, "--data_path", "x.json", "--output_dir", "o"]),
         (latency.main, ["--checkpoint", "owner/name", *one]),
         (validate.main, ["--ckpt", "owner/name", *one, "--data", str(tmp_path / "sets")]),
+        (convert_llava_to_hf.main, ["--model-path", "owner/name", *one, "--output", str(tmp_path / "hf")]),
         (suite.main, ["--ckpt", "owner/name", *one, "--out", str(tmp_path / "suite.json")]),
     ):
         asked.clear()

@@ -116,13 +116,14 @@ def test_both_formats_of_llava_see_and_draw_the_same(name, converted, tmp_path, 
     assert np.abs(difference).mean() < 1, "grey levels: Pillow and torchvision scale a little differently"
 
 
-@pytest.mark.parametrize("name", ["llava-tiny", "llava-next-tiny"])
+@pytest.mark.parametrize("name", ["llava-tiny", "llava-next-tiny", "qwen2-vl-tiny", "qwen2_5-vl-tiny"])
 @pytest.mark.parametrize("config", [None, dart.DartConfig(keep=0.4)], ids=["unpruned", "pruned"])
 @torch.no_grad()
-def test_a_batch_of_two_lengths_in_a_converted_llava(name, config, converted):
+def test_a_batch_of_two_lengths_in_transformers_format(name, config, converted):
     """Each row answers as it does alone: prompts are padded on the left."""
-    processor = AutoProcessor.from_pretrained(converted[name])
-    model = AutoModelForImageTextToText.from_pretrained(converted[name], dtype=torch.float32).eval()
+    folder = converted.get(name, MODELS / name)
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     questions = (QUESTION, "What number is written on the sign that is blue, in digits and nothing else?")
     texts = [processor.apply_chat_template(messages(text, 1, 0), add_generation_prompt=True) for text in questions]
     image = read_image(str(SCENE))

@@ -144,6 +144,15 @@ def test_another_llava_instead_of_this_one_is_said(tmp_path: Path, monkeypatch: 
         plug_ins("dart.loaders")
 
 
+@pytest.mark.parametrize(
+    ("started", "told"), [("/x/bin/dart-compare", "dart-compare --limit 2"), ("a/demo.py", "python demo.py --limit 2")]
+)
+def test_the_command_of_a_result_is_what_was_typed(started: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None, raising=False)
+    monkeypatch.setattr(sys, "argv", [started, "--limit", "2"])
+    assert utils.provenance()["command"] == told
+
+
 def test_an_installed_copy_in_a_checkout_of_something_else_has_no_commit(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     (tmp_path / "site").mkdir()

@@ -148,6 +148,30 @@ def test_all_that_is_missing_is_said_at_once(
     assert any("checkpoint" in line for line in lines) and not list(tmp_path.iterdir())
 
 
+def test_a_benchmark_that_could_not_run_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The suite ends with code 1 then; with code 2 nothing is compared."""
+    code = 1
+
+    def run(words: list[str]) -> None:
+        cells = {"textvqa/dart-original-64": {"score": 54.0, "samples": 100}, "pope/unpruned": {"error": "no images"}}
+        write_json(Path(words[words.index("--out") + 1]), {"cells": cells})
+        raise SystemExit(code)
+
+    monkeypatch.setattr(reproduce.suite, "main", run)
+    monkeypatch.setattr(reproduce, "provenance", dict)
+    with pytest.raises(SystemExit, match="1"):
+        reproduce.main(["table1", "--out", str(tmp_path / "out.json")])
+    told = capsys.readouterr()
+    assert "| 64 | textvqa | 54.4 | 54.0 | -0.4 |" in told.out and "1 of 2 figures are missing: pope at" in told.err
+    (tmp_path / "out.json").unlink()
+    code = 2
+    with pytest.raises(SystemExit, match="2"):
+        reproduce.main(["table1", "--out", str(tmp_path / "out.json")])
+    assert not (tmp_path / "out.json").exists()
+
+
 def test_the_embedded_model_runs_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -194,6 +194,15 @@ def test_results_of_another_checkpoint_are_refused(data, tmp_path, capsys):
         ("--strategies", "dartt", "unknown strategy 'dartt' (did you mean dart?)"),
         ("--benchmarks", "textvka", "unknown benchmark 'textvka'"),
         ("--keep", "12,x", "whole numbers"),
+        ("--keep", ",", "names with commas"),
+        ("--benchmarks", ",", "names with commas"),
+        ("--strategies", "", "names with commas"),
+        ("--pivot-orders", "foo", "--pivot-orders: unknown foo; known: norm, original"),
+        ("--seeds", "0", "a number from 1"),
+        ("--out", str(CHECKPOINT), "is no regular file"),
+        ("--temperature", "nan", "temperature"),
+        ("--batch-size", "0", "--batch-size must be 1 or more"),
+        ("--conv-mode", "nonesuch", "nonesuch"),
     ],
 )
 def test_bad_words_are_named(flag, value, said, capsys):

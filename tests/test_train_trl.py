@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer
 
 import dart
+from dart.epic import EpicTrainer
 from dart.training import DartCallback
 from llava.files import EMBEDDED_MODEL
 
@@ -87,3 +90,19 @@ def test_a_pruned_run(tmp_path, checkpointing):
 def test_without_the_loss_of_transformers_it_is_refused(tmp_path):
     with DartCallback(KEEP) as pruning, pytest.raises(ValueError, match="TRL's loss .*compute_loss"):
         trainer_of(trl.SFTTrainer, tmp_path, [pruning]).train()
+
+
+class Distilled(EpicTrainer, Pruned):
+    """EPIC in TRL."""
+
+
+def test_epic(tmp_path):
+    pytest.importorskip("matplotlib")
+    trainer = trainer_of(partial(Distilled, epic="tcd", config=KEEP), tmp_path)
+    losses = losses_of(trainer)
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == len(set(losses)) == 2 and all(entry["loss_distill"] > 0 for entry in logged)
+    assert [entry["loss"] for entry in logged] == pytest.approx(
+        [0.3 * entry["loss_sft"] + 0.7 * entry["loss_distill"] for entry in logged], rel=1e-4
+    )
+    assert (tmp_path / "epic.png").is_file()

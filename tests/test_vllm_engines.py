@@ -2,14 +2,75 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from vllm_beside import ANSWER, MODELS, QWEN, QWEN_IMAGE, Served, picture, same
+import torch
+from safetensors.torch import save_file
+from vllm.lora.request import LoRARequest
+from vllm_beside import ANSWER, MODELS, QWEN, QWEN_IMAGE, SAMPLING, Served, picture, same
 
 from scripts.convert_llava_to_hf import main as convert
+from vllm import SamplingParams
 
 QUESTION = "What number is on the blue sign?"
+
+ROUGHLY = 0.1  # of a log-probability in bfloat16
+RANK, TARGETS = 4, ("q_proj", "v_proj")
+
+
+def adapter(model: torch.nn.Module, folder: Path) -> None:
+    """A random LoRA of the attention, written for vLLM and added to the weights of `model`."""
+    weights, made = {}, torch.Generator().manual_seed(3)
+    for name, module in model.named_modules():
+        if "language_model" in name and name.endswith(TARGETS):
+            down = torch.randn(RANK, module.in_features, generator=made)
+            up = torch.randn(module.out_features, RANK, generator=made) / module.in_features
+            module.weight.data += up @ down
+            weights |= {f"base_model.model.{name}.lora_A.weight": down, f"base_model.model.{name}.lora_B.weight": up}
+    save_file(weights, folder / "adapter_model.safetensors")
+    config = {
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": RANK,
+        "target_modules": ["q_proj", "v_proj"],
+        "bias": "none",
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+
+
+def test_a_request_with_an_adapter(tmp_path: Path) -> None:
+    served = Served(MODELS / "qwen2_5-vl-tiny", QWEN, QWEN_IMAGE, enable_lora=True, max_lora_rank=8)
+    try:
+        images, asked = [picture(20)], {"keep": 0.3}
+        request = served.request(images, QUESTION, asked)
+        (before,) = served.ask([request])
+        same(before, served.expected(images, QUESTION, asked))
+        adapter(served.model, tmp_path)
+        (answer,) = served.engine.generate(
+            [request], SamplingParams(**SAMPLING), use_tqdm=False, lora_request=LoRARequest("one", 1, str(tmp_path))
+        )
+        assert answer.outputs[0].logprobs != before.outputs[0].logprobs
+        same(answer, served.expected(images, QUESTION, asked))
+    finally:
+        served.close()
+
+
+def test_bfloat16() -> None:
+    """What is kept by its place is the same; log-probabilities are as far apart as the number format makes them."""
+    served = Served(MODELS / "qwen2_5-vl-tiny", QWEN, QWEN_IMAGE, dtype="bfloat16")
+    served.model.to(torch.bfloat16)
+    try:
+        images = [picture(21, (280, 560))]
+        for asked in ({"keep": 40, "strategy": "uniform"}, {"keep": 0.3, "strategy": "random"}, {"keep": 0.4}):
+            (answer,) = served.ask([served.request(images, QUESTION, asked)])
+            _, scores, length = served.expected(images, QUESTION, asked)
+            assert len(answer.prompt_token_ids) == length
+            for token, entry in answer.outputs[0].logprobs[0].items():
+                assert abs(float(scores[0, token]) - entry.logprob) < ROUGHLY
+    finally:
+        served.close()
 
 
 def test_a_request_can_take_the_servers_budget_back() -> None:

@@ -101,6 +101,14 @@ def test_what_is_cached_serves_its_own_image_and_budget_alone(qwen: Served) -> N
         same(answer, qwen.expected(images, question, budget))
 
 
+def test_a_name_that_a_client_gives_an_image_is_one_of_every_budget(qwen: Served) -> None:
+    images = [picture(15)]
+    for asked in [{"keep": 0.4}, {"keep": 0.4, "strategy": "uniform"}, None] * 2:
+        request = qwen.request(images, QUESTION, asked) | {"multi_modal_uuids": {"image": ["mine"]}}
+        (answer,) = qwen.ask([request])
+        same(answer, qwen.expected(images, QUESTION, asked))
+
+
 def test_several_answers_and_a_given_form(qwen: Served) -> None:
     request = qwen.request([picture(1)], QUESTION, {"keep": 0.25})
     (answer,) = qwen.ask([request], n=3, temperature=1.0)
@@ -129,6 +137,13 @@ def test_places_are_exact_in_every_dtype(dtype: torch.dtype) -> None:
     assert torch.equal(seam.from_digits(seam.digits(places, torch.zeros(1, dtype=dtype))), places.T)
     with pytest.raises(ValueError, match="is the most"):
         seam.digits(places + 1, torch.zeros(1, dtype=dtype))
+
+
+@pytest.mark.parametrize("version", ["0.30.2", "0.33.0", "1.0"])
+def test_another_release_of_vllm_is_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm.__version__", version)
+    with pytest.raises(RuntimeError, match=f"is for vLLM 0.31 to 0.32, this is {version}"):
+        register()
 
 
 def test_a_family_that_is_not_pruned_is_refused() -> None:

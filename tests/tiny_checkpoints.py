@@ -36,15 +36,16 @@ def _saved(folder: Path, model: Any, config: Any, processor: Any) -> None:
     processor.save_pretrained(folder)
 
 
-def qwen3_vl(folder: Path) -> None:
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+def qwen3_vl(folder: Path, head_dim: int = 8) -> None:
+    sections = [head_dim // 4, head_dim // 8, head_dim // 8]
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections, "mrope_interleaved": True}
     vision = {"depth": 3, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "patch_size": 14}
     vision |= {"out_hidden_size": 32, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
-    text = TEXT | {"num_hidden_layers": 5, "head_dim": 8, "rope_parameters": rope}
+    text = TEXT | {"num_hidden_layers": 5, "head_dim": head_dim, "rope_parameters": rope}
     limits = {"shortest_edge": 4 * 28**2, "longest_edge": 400 * 28**2}
     chat = _chat("<|vision_start|><|image_pad|><|vision_end|>", "<|vision_start|><|video_pad|><|vision_end|>")
     processor = tf.Qwen3VLProcessor(
-        tf.Qwen2VLImageProcessor(size=limits, patch_size=14),
+        tf.Qwen2VLImageProcessor(size=limits, patch_size=14, image_mean=[0.5] * 3, image_std=[0.5] * 3),
         _tokenizer(),
         tf.Qwen3VLVideoProcessor(size=limits, patch_size=14),
         chat_template=chat,
@@ -75,7 +76,7 @@ def llava_onevision(folder: Path) -> None:
     _saved(folder, tf.LlavaOnevisionForConditionalGeneration, config, processor)
 
 
-def internvl(folder: Path) -> None:
+def internvl(folder: Path, **text: int) -> None:
     """Tiles of 6 x 6 patches, of which 2 x 2 become a token."""
     tokens = _tokenizer(
         start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
@@ -89,7 +90,7 @@ def internvl(folder: Path) -> None:
     )
     config = tf.InternVLConfig(
         vision_config=VISION | {"image_size": [24, 24], "patch_size": [4, 4]},
-        text_config={"model_type": "qwen2"} | TEXT,
+        text_config={"model_type": "qwen2"} | TEXT | text,
         image_token_id=tokens.convert_tokens_to_ids("<IMG_CONTEXT>"),
         downsample_ratio=0.5,
     )
@@ -113,6 +114,25 @@ def mistral3(folder: Path) -> None:
         spatial_merge_size=2,
     )
     _saved(folder, tf.Mistral3ForConditionalGeneration, config, processor)
+
+
+def pixtral(folder: Path, **text: int) -> None:
+    """LLaVA with Pixtral's tower: patches of 6 x 6 pixels, a separator after every row."""
+    tokens = _tokenizer(image_token="[IMG]", image_break_token="[IMG_BREAK]", image_end_token="[IMG_END]")
+    processor = tf.PixtralProcessor(
+        tf.PixtralImageProcessor(size={"longest_edge": 60}, patch_size={"height": 6, "width": 6}),
+        tokens,
+        patch_size=6,
+        chat_template=_chat("[IMG]"),
+    )
+    config = tf.LlavaConfig(
+        vision_config={"model_type": "pixtral", "image_size": 60, "patch_size": 6} | VISION,
+        text_config={"model_type": "mistral"} | TEXT | text,
+        image_token_index=tokens.convert_tokens_to_ids("[IMG]"),
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+    )
+    _saved(folder, tf.LlavaForConditionalGeneration, config, processor)
 
 
 def idefics3(folder: Path) -> None:

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import dart
+from dart.cli import count
+from dart.config import PIVOT_ORDERS
+from dart.records import check_regular
 from dart.utils import Parser, Unfinished, UserError, exits_cleanly, one_line, provenance, write_json, write_text
 from llava.eval import tasks
 from llava.eval.engine.answers import read_lines
@@ -70,6 +73,7 @@ class Suite:
     """Runs the missing cells of one results file. Raises UserError for a file of another checkpoint."""
 
     def __init__(self, checkpoint: str, data_of: Callable[[str], Path], out: Path, work: Path, loop_flags: list[str]):
+        check_regular(out)
         self.data_of, self.out, self.runner = data_of, out, Runner(checkpoint, work, loop_flags)
         digest = self.runner.digest
         known = read_json(out) if out.is_file() else {"checkpoint_sha256": digest}
@@ -140,7 +144,10 @@ def part_of(benchmark: str) -> tuple[tasks.Task, str | None]:
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
+    words = list(dict.fromkeys(word for word in text.split(",") if word))
+    if not words:
+        raise argparse.ArgumentTypeError(f"expected names with commas between, got {text!r}")
+    return words
 
 
 def _numbers(text: str) -> list[int]:
@@ -168,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--keep", type=_numbers, default="192,128,64", help="budgets in visual tokens")
     parser.add_argument("--strategies", type=_words, default="dart,random,uniform", help="methods (docs/methods.md)")
     parser.add_argument("--pivot-orders", type=_words, default="original", help="of DART: original, norm")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of the random strategy")
+    parser.add_argument("--seeds", type=count(1), default=1, help="runs of the random strategy")
     parser.add_argument("--blind", action="store_true", help="also ask with every image replaced by grey")
     parser.add_argument("--out", type=Path, help="the results' JSON file; tables are written beside it (.md, .html)")
     parser.add_argument("--overwrite", action="store_true", help="throw earlier results away")
@@ -177,6 +184,8 @@ def main(argv: list[str] | None = None) -> None:
         dart.strategies.get(name)
     for name in args.benchmarks:
         part_of(name)
+    if unknown := [order for order in args.pivot_orders if order not in PIVOT_ORDERS]:
+        raise UserError(f"--pivot-orders: unknown {', '.join(unknown)}; known: {', '.join(PIVOT_ORDERS)}")
     if Ranks.from_environment().count > 1:
         raise UserError(
             "the suite is one process; several share one benchmark: accelerate launch -m llava.eval.run ..."

@@ -32,7 +32,7 @@ from dart.utils import (
     one_line,
 )
 from dart.viz import draw_views
-from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL
+from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, or_embedded
 
 TOKENS = 576  # of LLaVA-1.5's images: the slider's range until there is something to look at
 FIRST_SHARE = 0.222  # of them: where the slider stands at first (128)
@@ -271,7 +271,10 @@ def build(demo: Demo, name: str) -> Any:
 def parser() -> argparse.ArgumentParser:
     out = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument(
-        "--model-path", default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name (the embedded model)"
+        "--model-path",
+        type=or_embedded,
+        default=str(EMBEDDED_MODEL),
+        help="checkpoint folder or hub name (the embedded model)",
     )
     add_revision(out)
     out.add_argument("--host", default="127.0.0.1", help="address to serve at (127.0.0.1: this machine alone)")

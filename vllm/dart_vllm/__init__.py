@@ -13,15 +13,26 @@ from dart_vllm.settings import KEY, config_of
 MODELS = {
     "Qwen2VLForConditionalGeneration": "PrunedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "PrunedQwen2_5VL",
+    "Qwen3VLForConditionalGeneration": "PrunedQwen3VL",
+    "InternVLForConditionalGeneration": "PrunedInternVL",
     "LlavaForConditionalGeneration": "PrunedLlava",
     "LlavaNextForConditionalGeneration": "PrunedLlavaNext",
 }
+TESTED = ("0.31", "0.32")  # releases of vLLM, all between them included
 
 
 def register() -> None:
-    """Put our models in the place of vLLM's. vLLM calls it once in every process."""
-    from vllm import ModelRegistry
+    """Put our models in the place of vLLM's. vLLM calls it once in every process. Raises RuntimeError in a release
+    whose insides may be others than `dart_vllm.seam` knows."""
+    from vllm import ModelRegistry, __version__
 
+    release = tuple(map(int, __version__.split(".")[:2]))
+    oldest, newest = (tuple(map(int, tested.split("."))) for tested in TESTED)
+    if not oldest <= release <= newest:
+        raise RuntimeError(
+            f"{KEY}: the plugin is for vLLM {TESTED[0]} to {TESTED[1]}, this is {__version__}: install one of those, "
+            'or take the plugin off with VLLM_PLUGINS=""'
+        )
     for architecture, model in MODELS.items():
         ModelRegistry.register_model(architecture, f"dart_vllm.seam:{model}")  # read when a model of that name is made
     _refuse_others()

@@ -11,12 +11,19 @@ of videos (EVS) is not built on: its hook for positions is not there on CPUs, an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Any, ClassVar
 
 import torch
+from vllm.model_executor.models.interns1 import (
+    InternS1DummyInputsBuilder,
+    InternS1ForConditionalGeneration,
+    InternS1MultiModalProcessor,
+    InternS1ProcessingInfo,
+)
 from vllm.model_executor.models.llava import (
     LlavaDummyInputsBuilder,
     LlavaForConditionalGeneration,
@@ -40,13 +47,22 @@ from vllm.model_executor.models.qwen2_vl import (
     Qwen2VLMultiModalProcessor,
     Qwen2VLProcessingInfo,
 )
+from vllm.model_executor.models.qwen3_vl import (
+    Qwen3VLDummyInputsBuilder,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMultiModalProcessor,
+    Qwen3VLProcessingInfo,
+)
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import DictEmbeddingItems, EmbeddingItems
+from vllm.multimodal.processing.processor import PromptUpdateDetails
 
 from dart_vllm import asked_of, settings
 from dart_vllm.settings import KEY, config_of, kept_count
 
 MODALITIES = ("image", "video")
+EMBEDDED = (DictEmbeddingItems, EmbeddingItems)
 AXES = 3  # of M-RoPE: time, height, width
 BASE = 128  # digits of positions, exact in bfloat16; two of them hold positions below 16384
 DIGITS = 2
@@ -66,21 +82,23 @@ class Pruning:
 
     prunes: ClassVar[bool] = True
 
-    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
-        config = config_of(asked_of(self, hf_kwargs))
-        data = super()._apply_hf_processor_main(mm_items, without(hf_kwargs))  # type: ignore[misc]
-        for modality, count in mm_items.get_all_counts().items():
-            if count and modality in MODALITIES:
-                data[field(modality)] = [settings.packed(config)] * count
-        return data
-
-    def _get_mm_hashes(self, inputs: Any) -> Any:
+    def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """vLLM's names of cached images know what the request asks for; here also the server's default: servers with
         different ones may share a cache."""
         asked = asked_of(self, inputs.hf_processor_mm_kwargs)
         if asked is not None:
             inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: asked})
-        return super()._get_mm_hashes(inputs)  # type: ignore[misc]
+        return super().apply(inputs, *args, **kwargs)  # type: ignore[misc]
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        config = config_of(asked_of(self, hf_kwargs))
+        if config is not None and any(isinstance(items, EMBEDDED) for items in mm_items.values()):
+            raise ValueError(f"{KEY}: ready-made embeddings are not pruned: send the image, or {KEY} false")
+        data = super()._apply_hf_processor_main(mm_items, without(hf_kwargs))  # type: ignore[misc]
+        for modality, count in mm_items.get_all_counts().items():
+            if count and modality in MODALITIES:
+                data[field(modality)] = [settings.packed(config)] * count
+        return data
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         fields = dict(super()._get_mm_fields_config(hf_inputs, hf_processor_mm_kwargs))  # type: ignore[misc]
@@ -97,12 +115,19 @@ class Pruning:
         return [replace(update, replacement=partial(_shortened, update.replacement, config)) for update in updates]
 
 
-def _shortened(replacement: Any, config: Any, item_idx: int) -> list[int]:
-    """The placeholders of what stays of an image: the family's own are one token, again and again."""
-    placeholders = replacement(item_idx) if callable(replacement) else replacement
-    if not isinstance(placeholders, list) or len(set(placeholders)) != 1:
+def _shortened(replacement: Any, config: Any, item_idx: int) -> Any:
+    """The prompt's tokens for what stays of an image or a video: of each part its first placeholders."""
+    given = replacement(item_idx) if callable(replacement) else replacement
+    if isinstance(given, list):
+        given = PromptUpdateDetails.from_seq(given)
+    ids, visual = given.full, given.is_embed
+    marks = [True] * len(ids) if visual is None else visual(ids).tolist()
+    runs = [list(run) for _, run in groupby(zip(ids, marks, strict=True), key=lambda token: token[1])]
+    sizes = [len(run) for run in runs if run[0][1]]
+    counts = iter(map(kept_count, settings.shared(config, sizes), sizes))
+    if config is not None and len({token for token in zip(ids, marks, strict=True) if token[1]}) > 1:
         raise ValueError(f"{KEY}: this model's images stand in the prompt in a way that the plugin does not know")
-    return placeholders[: kept_count(config, len(placeholders))]
+    return replace(given, full=[token for run in runs for token, _ in (run[: next(counts)] if run[0][1] else run)])
 
 
 class PrunedModel:
@@ -120,18 +145,31 @@ class PrunedModel:
         if features is None or not len(features) or self.may_be_others and not present:
             return features
         configs = [settings.unpacked(each.flatten()) for each in present[0]]
-        places = self.places(len(features), **kwargs)
-        if not len(features) == len(configs) == len(places):
+        places, parts = self.places(len(features), **kwargs), self.parts(len(features), **kwargs)
+        if not len(features) == len(configs) == len(places) == len(parts):
             raise RuntimeError(f"{len(features)} features for {len(configs)} images: vLLM has changed")
-        return tuple(map(self.pruned, features, configs, places))
+        return tuple(map(self.pruned, features, configs, places, parts))
 
     def places(self, count: int, **kwargs: Any) -> Sequence[torch.Tensor | None]:
-        """Per image the places [N, axes] of its tokens, from the image's first place on; None: in a row."""
+        """Per image the places [N, axes] of its tokens, from the image's first place on (of its part); None: in a
+        row."""
         return [None] * count
 
-    def pruned(self, features: torch.Tensor, config: Any, places: torch.Tensor | None) -> torch.Tensor:
+    def parts(self, count: int, **kwargs: Any) -> Sequence[int]:
+        """Per image or video, in how many equal parts it stands in the prompt."""
+        return [1] * count
+
+    def embeddings(self, features: torch.Tensor) -> torch.Tensor:
+        """Of one image's features [N, D], what enters the language model's first layer: its tokens are chosen by it."""
+        return features
+
+    def pruned(self, features: torch.Tensor, config: Any, places: torch.Tensor | None, parts: int) -> torch.Tensor:
         """The rows of one image's features [N, D] that stay."""
-        rows = settings.chosen(features, config)
+        size = len(features) // parts
+        pieces = zip(self.embeddings(features).split(size), settings.shared(config, [size] * parts), strict=True)
+        rows = torch.cat(
+            [settings.chosen(piece, asked) + size * number for number, (piece, asked) in enumerate(pieces)]
+        )
         return (
             features[rows] if places is None else torch.cat([features[rows], digits(places[rows.cpu()], features)], 1)
         )
@@ -193,27 +231,35 @@ class PrunedMRope(PrunedModel):
         return super().forward(input_ids, positions + places, *args, **kwargs)  # type: ignore[misc]
 
     def places(self, count: int, **kwargs: Any) -> Sequence[torch.Tensor]:
-        (name,) = [name for name in kwargs if name.endswith("_grid_thw")]
-        merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
         rates = _numbers(kwargs.get("second_per_grid_ts"), count)
         speed = getattr(self.config.vision_config, "tokens_per_second", 1.0)  # type: ignore[attr-defined]
-        grids = [each.flatten().tolist() for each in kwargs[name]]
-        if name.startswith("image"):
+        if "image_grid_thw" in kwargs:
             rates = [1 / speed] * count
-        return [_grid(t, h // merge, w // merge, rate * speed) for (t, h, w), rate in zip(grids, rates, strict=True)]
+        return [_grid(t, h, w, rate * speed) for (t, h, w), rate in zip(self.grids(**kwargs), rates, strict=True)]
+
+    def grids(self, **kwargs: Any) -> list[tuple[int, int, int]]:
+        """Per image or video the frames, rows and columns of its tokens."""
+        (name,) = [name for name in kwargs if name.endswith("_grid_thw")]
+        merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
+        return [(t, h // merge, w // merge) for t, h, w in (each.flatten().tolist() for each in kwargs[name])]
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[torch.Tensor, int]:
         """int64 [AXES, N] and what is to be added to a later token's index: the text stands where it would in the
         unpruned prompt."""
-        features = sorted(mm_features, key=lambda each: each.mm_position.offset)
         parts, done, place = [], 0, 0
-        for feature, (offset, t, h, w, factor) in zip(features, self.iter_mm_grid_thw(features), strict=True):  # type: ignore[attr-defined]
-            length = feature.mm_position.length
+        for offset, length, places in self.runs(mm_features):
             parts += [_text(place, offset - done), torch.full((AXES, length), place + offset - done)]
-            place += offset - done + int(_grid(t, h, w, factor).max()) + 1
+            place += offset - done + places
             done = offset + length
         parts.append(_text(place, len(input_tokens) - done))
         return torch.cat(parts, 1), place - done
+
+    def runs(self, mm_features: list[Any]) -> Iterator[tuple[int, int, int]]:
+        """Per image, video or part of one, in the prompt's order: the index of its first token, the number of its
+        tokens, and how many places it took unpruned."""
+        features = sorted(mm_features, key=lambda each: each.mm_position.offset)
+        for feature, (offset, t, h, w, factor) in zip(features, self.iter_mm_grid_thw(features), strict=True):  # type: ignore[attr-defined]
+            yield offset, feature.mm_position.length, int(_grid(t, h, w, factor).max()) + 1
 
 
 def _numbers(values: Any, count: int) -> list[float]:
@@ -238,6 +284,14 @@ class PruningQwen2_5VL(Pruning, Qwen2_5_VLMultiModalProcessor):
     pass
 
 
+class PruningQwen3VL(Pruning, Qwen3VLMultiModalProcessor):
+    pass
+
+
+class PruningInternVL(Pruning, InternS1MultiModalProcessor):
+    pass
+
+
 class PruningLlava(Pruning, LlavaMultiModalProcessor):
     pass
 
@@ -258,6 +312,41 @@ class PrunedQwen2VL(PrunedMRope, Qwen2VLForConditionalGeneration):
 )
 class PrunedQwen2_5VL(PrunedMRope, Qwen2_5_VLForConditionalGeneration):
     pass
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PruningQwen3VL, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
+)
+class PrunedQwen3VL(PrunedMRope, Qwen3VLForConditionalGeneration):
+    """A video's frames stand apart, each with its time in words before it. A token's features hold what is added
+    behind the first layers (DeepStack), too: it goes with its token."""
+
+    def places(self, count: int, **kwargs: Any) -> Sequence[torch.Tensor]:
+        return [_grid(1, h, w, 1).repeat(t, 1) for t, h, w in self.grids(**kwargs)]
+
+    def parts(self, count: int, **kwargs: Any) -> Sequence[int]:
+        return [t for t, _, _ in self.grids(**kwargs)]
+
+    def embeddings(self, features: torch.Tensor) -> torch.Tensor:
+        return features[:, : self.visual_dim]
+
+    def runs(self, mm_features: list[Any]) -> Iterator[tuple[int, int, int]]:
+        merge = self.config.vision_config.spatial_merge_size
+        for feature in sorted(mm_features, key=lambda each: each.mm_position.offset):
+            _, h, w = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
+            for first, last in feature.mm_position.extract_embeds_range():
+                yield first, last - first + 1, max(h, w) // merge
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PruningInternVL, info=InternS1ProcessingInfo, dummy_inputs=InternS1DummyInputsBuilder
+)
+class PrunedInternVL(PrunedModel, InternS1ForConditionalGeneration):
+    """An image's tiles stand in a row, a video's frames apart."""
+
+    def parts(self, count: int, **kwargs: Any) -> Sequence[int]:
+        frames = kwargs.get("video_num_patches")
+        return super().parts(count) if frames is None else frames.flatten().tolist()
 
 
 _LLAVA: Any = LlavaForConditionalGeneration._processor_factory  # type: ignore[attr-defined]

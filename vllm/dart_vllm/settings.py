@@ -13,12 +13,14 @@ cached features of an image serve every question.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 import dart
+from dart.engine.budgets import group_budgets
 from dart.utils import UserError
 
 KEY = "dart"
@@ -61,6 +63,14 @@ def kept_count(config: dart.DartConfig | None, tokens: int) -> int:
         return tokens
     strategy = dart.strategies.get(config.strategy)
     return max(1, min(tokens, strategy.count(config, tokens, config.budget(tokens), 0)))
+
+
+def shared(config: dart.DartConfig | None, sizes: Sequence[int]) -> list[dart.DartConfig | None]:
+    """The settings of every part of one image or video, whose parts have `sizes` tokens: a video's frames where they
+    stand apart in the prompt. A budget in tokens is divided by size, as `dart.prune` does, but each part keeps 1."""
+    if config is None or not isinstance(config.keep, int):
+        return [config] * len(sizes)
+    return [replace(config, keep=max(1, int(share))) for share in group_budgets(config, list(sizes))]
 
 
 def chosen(features: torch.Tensor, config: dart.DartConfig | None) -> torch.Tensor:

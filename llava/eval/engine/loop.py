@@ -274,19 +274,24 @@ def _check_failures(path: Path, examples: Sequence[Example], settings: dict[str,
         )
 
 
-def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
-    """Raises UserError for what can be refused before anything is read."""
+def check_values(args: argparse.Namespace) -> None:
+    """Raises UserError or ValueError for values of flags that no run can have."""
     dart_config(args)
     check_decoding(args)
-    answers, questions = Path(args.answers_file), Path(args.question_file)
-    check_regular(answers)
-    if answers.resolve() == questions.resolve() or _same(answers, questions):
-        raise UserError(f"--answers-file and the question file are both {answers}: choose another --answers-file")
     if args.blur is not None and args.blur < 1:
         raise UserError(f"--blur must be 1 or more, got {args.blur}")
     if args.batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, got {args.batch_size}")
     get_template(args.conv_mode)
+
+
+def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
+    """Raises UserError for what can be refused before anything is read."""
+    check_values(args)
+    answers, questions = Path(args.answers_file), Path(args.question_file)
+    check_regular(answers)
+    if answers.resolve() == questions.resolve() or _same(answers, questions):
+        raise UserError(f"--answers-file and the question file are both {answers}: choose another --answers-file")
     if args.overwrite and ranks.count > 1:
         raise UserError(
             "--overwrite is for a single process; run it once without accelerate launch, or choose another file"

@@ -20,6 +20,7 @@ from typing import Any
 import dart
 from dart import DartConfig
 from dart.config import BUDGET_KINDS
+from dart.records import check_regular
 from dart.utils import Parser, UserError, exits_cleanly, one_line, provenance, write_json, write_text
 from llava.eval import tasks
 from llava.eval.engine.answers import read_lines
@@ -412,6 +413,8 @@ def check(args: argparse.Namespace, loop_flags: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args, loop_flags = parser().parse_known_args(argv)
     check(args, loop_flags)
+    if args.out is not None:
+        check_regular(args.out)
     if args.answers is None:
         args.benchmarks = args.benchmarks or ["textvqa", "pope", "mme"]
         out = args.out or Path("outputs", "suite") / f"vtc-{Path(args.ckpt).name}.json"
