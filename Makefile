@@ -13,29 +13,37 @@ OLDEST := .venv-oldest
 NEWEST := .venv-newest
 LMMS := .venv-lmms
 DOCS := .venv-docs
+DEMO := .venv-demo
 STAMP := $(VENV)/.installed
 OLDEST_STAMP := $(OLDEST)/.installed
 LMMS_STAMP := $(LMMS)/.installed
 DOCS_STAMP := $(DOCS)/.installed
+DEMO_STAMP := $(DEMO)/.installed
+TRAIN := .venv-train
+TRAIN_STAMP := $(TRAIN)/.installed
 VLLM := .venv-vllm
 VLLM_STAMP := $(VLLM)/.installed
 
 # What depends on the version of transformers: the engine, the families, and the commands on top of them.
 ENGINE_TESTS := tests/matrix/test_matrix.py $(addprefix tests/test_,dart_command.py llava_golden.py llava_model.py \
 	llava_next.py llava_next_golden.py methods*.py more_families.py pruner*.py properties.py qwen*.py seam.py selection.py \
-	static_cache.py training.py uses.py)
+	serve.py static_cache.py training.py uses.py)
 
 # Two processes, each of which computes on one thread.
 WORKERS ?= -n 2 --dist loadfile
 
-.PHONY: setup setup-lmms setup-vllm lock clean-env demo test fuzz test-lmms test-serve test-vllm test-oldest test-newest \
-	check docs bench bench-gpu
+.PHONY: setup setup-lmms setup-vllm setup-demo setup-train lock clean-env demo test fuzz test-lmms test-serve test-vllm \
+	test-demo test-train test-oldest test-newest check docs bench bench-gpu
 
 setup: $(STAMP)
 
 setup-lmms: $(LMMS_STAMP)
 
 setup-vllm: $(VLLM_STAMP)
+
+setup-demo: $(DEMO_STAMP)
+
+setup-train: $(TRAIN_STAMP)
 
 # $(call install,FOLDER,LOCK): the lock and this project, which is built with the locked setuptools. With another torch the
 # lock goes without torch and without what torch brings. An environment without its stamp is half made: it is made anew.
@@ -78,6 +86,19 @@ $(LMMS_STAMP): requirements/lmms-eval.txt $(STAMP)
 	$(call install,$(LMMS),lmms-eval)
 	touch $@
 
+# Gradio asks for an older Pillow than the one whose pixels the tests have recorded.
+$(DEMO_STAMP): requirements/demo.txt $(STAMP)
+	$(call layer,$(DEMO))
+	$(call install,$(DEMO),demo)
+	touch $@
+
+# DeepSpeed and TRL. DeepSpeed builds nothing before a test needs it.
+$(TRAIN_STAMP): export DS_BUILD_OPS := 0
+$(TRAIN_STAMP): requirements/train.txt $(STAMP)
+	$(call layer,$(TRAIN))
+	$(call install,$(TRAIN),train)
+	touch $@
+
 # Needs neither torch nor this project.
 $(DOCS_STAMP): requirements/docs.txt
 	$(PYTHON) -m venv --clear $(DOCS)
@@ -97,7 +118,7 @@ lock:
 	$(PYTHON) requirements/lock.py $(TORCH)
 
 clean-env:
-	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LMMS) $(DOCS) $(VLLM)
+	rm -rf $(VENV) $(OLDEST) $(NEWEST) $(LMMS) $(DOCS) $(DEMO) $(TRAIN) $(VLLM)
 
 demo: setup
 	$(VENV)/bin/python scripts/demo.py
@@ -118,6 +139,14 @@ test-serve: setup
 
 test-vllm: $(VLLM_STAMP)
 	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_vllm_*.py
+
+test-demo: setup-demo
+	OMP_NUM_THREADS=1 $(DEMO)/bin/python -m pytest -k gradio tests/test_gradio.py tests/test_bad_inputs.py
+
+# On a CPU DeepSpeed compiles its communication once, which takes a minute or two: with ninja, and kept beside it.
+test-train: setup-train
+	PATH="$(CURDIR)/$(TRAIN)/bin:$$PATH" TORCH_EXTENSIONS_DIR="$(CURDIR)/$(TRAIN)/built" OMP_NUM_THREADS=1 \
+		$(TRAIN)/bin/python -m pytest tests/test_train_*.py
 
 test-oldest: $(OLDEST_STAMP)
 	$(OLDEST)/bin/python -m pytest $(WORKERS) $(ENGINE_TESTS)

@@ -26,7 +26,7 @@ from benchmarks.plot import check_chart
 from benchmarks.shapes import SHAPES, Shape, Workload, build, workload
 from dart import strategies
 from dart.engine.compiled import compile_layers
-from dart.utils import DTYPES, Parser, device_of, exits_cleanly, provenance
+from dart.utils import DTYPES, Parser, add_revision, checkpoint_folder, device_of, exits_cleanly, provenance
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
@@ -40,6 +40,7 @@ def parser_() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", choices=SHAPES, default="tiny", help="a shape, with random weights")
     which.add_argument("--checkpoint", help="folder or hub name: an original LLaVA, or transformers' LLaVA, Qwen-VL")
+    add_revision(parser)
     parser.add_argument("--strategies", type=list_of(str), default=["dart"], help="such as dart,random,uniform")
     parser.add_argument("--keep", type=list_of(budget), help="budgets, such as 640,320 or 0.222; default: the shape's")
     parser.add_argument("--layer", type=positive, default=2, help="K: tokens are dropped before this layer")
@@ -62,6 +63,8 @@ def parser_() -> argparse.ArgumentParser:
 
 def _check(args: argparse.Namespace) -> None:
     """Raises ValueError for what can be refused before a model is made."""
+    if args.revision and not args.checkpoint:
+        raise ValueError("--revision is for a --checkpoint of the hub; shapes have random weights")
     for name, values, known in (
         ("--strategies", args.strategies, strategies.available()),
         ("--attn", args.attn, ATTENTION),
@@ -124,6 +127,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         **provenance(),
         "model": args.checkpoint or args.model,
+        "revision": args.revision,
         "weights": "the checkpoint's" if args.checkpoint else "random",
         "note": shape.note if shape is not None else "",
         "decoder": asdict(decoder) if decoder is not None else {},
@@ -140,7 +144,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _model(args: argparse.Namespace, shape: Shape | None, dtype: str, attention: str) -> Any:
     kind = getattr(torch, dtype)
     if shape is None:
-        return checkpoints.load(args.checkpoint, args.device, kind, attention)
+        return checkpoints.load(checkpoint_folder(args.checkpoint, args.revision), args.device, kind, attention)
     return build(shape, args.device, kind, attention)
 
 

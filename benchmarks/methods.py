@@ -1,7 +1,7 @@
 """The prefill of every method at the shapes of 7B models, beside accuracy: `python -m benchmarks.methods --out FILE`.
 
 All methods keep equally many visual tokens as a mean over the decoder's layers, with the same random weights and
-inputs. A few at a time run in turns with the unpruned model, so that speed-ups are ratios within a round. A prefill is
+inputs. A few at a time run in turns with the unpruned model; speed-ups are over the median of its runs. A prefill is
 everything from the pixels to the first token's logits: what a method reads in the vision tower is in its figure.
 Accuracy is another model's, of a run of `dart.compare`. The file is written after every few methods: the same command
 goes on from there, and another one adds shapes and methods. Prints tables, and one JSON line last.
@@ -23,7 +23,7 @@ from tqdm import tqdm
 import dart
 from benchmarks.arguments import check_known, list_of, natural, positive
 from benchmarks.engines import Engine
-from benchmarks.measure import ratio, summary
+from benchmarks.measure import summary
 from benchmarks.methods_report import draw, to_text
 from benchmarks.output import publish
 from benchmarks.phases import run_once
@@ -117,7 +117,6 @@ def measure(work: Workload, configs: dict[str, dart.DartConfig], plan: Plan, tic
                 "mean_tokens": round(each.mean_tokens, 2),
                 "ms": {phase: _ms(own, phase) for phase in PHASES},
                 "unpruned_ms": {phase: _ms(base, phase) for phase in PHASES[1:]},
-                "times_faster": ratio(base, own, "ttft"),
                 "repeats": plan.repeats,
             }
         )

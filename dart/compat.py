@@ -32,6 +32,10 @@ def from_original(
     anyres: the checkpoint is a LLaVA-NeXT one, where `retain_token_num_for_llava_next` is the budget
         and all tiles are one token group unless the mapping has a `scope`.
     ratio_first: for Qwen, where `reduction_ratio` is the budget whenever it is there.
+    overrides: fields of `DartConfig` that win over the mapping's.
+
+    Raises ValueError for a key that the research code does not have, and for `Sparse` that is not True; else what
+    `DartConfig` raises.
     """
     known = {*ORIGINAL_FIELDS, *ORIGINAL_BUDGETS, *ORIGINAL_IGNORED, *ORIGINAL_EXTRAS, ORIGINAL_SWITCH}
     if unknown := sorted(set(mapping) - known):

@@ -108,20 +108,21 @@ class DartConfig:
         return self.image_pivots + self.text_pivots
 
     def budget(self, visual_tokens: int) -> float:
-        """The tokens asked for out of `visual_tokens`, before rounding to whole pivots."""
+        """The tokens asked for out of `visual_tokens`, before rounding to whole pivots and to whole tokens."""
         if self.reduction_ratio is not None:
             return visual_tokens * (1 - self.reduction_ratio)
         keep = self.keep
         return visual_tokens * keep if isinstance(keep, float) else float(keep or 0)
 
     def num_kept(self, visual_tokens: int, text_pivots: int | None = None) -> int:
-        """Visual tokens kept of `visual_tokens` in one pool; `text_pivots`: how many really exist (default: all)."""
+        """Visual tokens that DART keeps of one token group of `visual_tokens`; text_pivots: as for `plan`."""
         return self.plan(visual_tokens, self.budget(visual_tokens), text_pivots)[0]
 
     def plan(self, visual_tokens: int, budget: float, text_pivots: int | None = None) -> tuple[int, int, list[int]]:
-        """(tokens kept, image pivots, tokens taken by each visited pivot) for one pool of `visual_tokens`.
+        """(tokens kept, image pivots, tokens taken by each visited pivot) for one token group of `visual_tokens`.
 
-        A pool that keeps everything has an empty list.
+        budget: tokens asked for; text_pivots: how many really exist (default: all). A group that keeps everything has
+        an empty list.
         """
         texts = self.text_pivots if text_pivots is None else min(text_pivots, self.text_pivots)
         images = min(self.image_pivots if self.image_pivots + texts else 1, visual_tokens)

@@ -35,7 +35,10 @@ INCHES, DOTS_PER_INCH = (15.0, 4.4), 110
 
 @dataclass(frozen=True)
 class Ramp:
-    """A line over the training's progress p in [0, 1]: from `start` at 0 to `end` at 1, nowhere above `cap`."""
+    """A line over the training's progress p in [0, 1]: from `start` at 0 to `end` at 1, nowhere above `cap`.
+
+    All three are fractions of the visual tokens.
+    """
 
     start: float
     end: float
@@ -47,12 +50,13 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Epic:
-    """A schedule of compression, and the loss.
+    """A schedule of compression, and the loss (1 - lambda) * loss of the answers + lambda * distillation.
 
-    least, most: between which the student's ratio of dropped tokens is drawn; gap: what the teacher's is lower by.
-    last_layer: where the layer arrives, from the number of layers downwards; None: it stays the config's. restarts:
-    the ramps begin anew with every layer. weight: lambda in (1 - lambda) * loss of the answers + lambda * distillation.
-    temperature: tau of both distributions; the distillation loss is multiplied by its square.
+    least, most: between which the student's ratio of dropped tokens is drawn, evenly, once a step; gap: what the
+    teacher's is lower by. last_layer: where the layer arrives, from the number of layers downwards (LCD); None: it
+    stays the config's (TCD). restarts: the ramps begin anew with every layer (ICD). weight: lambda. temperature: tau of
+    both distributions; the distillation loss is multiplied by its square, so that its gradient does not shrink with it.
+    Raises ValueError for a weight outside [0, 1] and a temperature that is not above 0. See `PRESETS` for the source.
     """
 
     least: Ramp
@@ -70,7 +74,10 @@ class Epic:
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
     def layer(self, progress: float, layers: int) -> int | None:
-        """L - p (L - last), rounded half up, of a decoder of L `layers`; L drops nothing. None: the config's."""
+        """L - p (L - last), rounded half up, of a decoder of L `layers`; L drops nothing. None: the config's.
+
+        progress: p in [0, 1], as everywhere here.
+        """
         if self.last_layer is None:
             return None
         return math.floor(layers - progress * (layers - self.last_layer) + 0.5)
@@ -85,7 +92,10 @@ class Epic:
         return min(max((progress - begin) / (end - begin), 0.0), 1.0)
 
     def ratios(self, progress: float, layers: int, draw: float) -> tuple[float, float]:
-        """(the student's ratio of dropped tokens, the teacher's); draw in [0, 1) says where in the student's range."""
+        """(the student's ratio of dropped tokens, the teacher's), both in [0, 1].
+
+        layers: of the decoder; draw: in [0, 1), says where in the student's range.
+        """
         progress = self.stage_progress(progress, layers)
         least, most = self.least(progress), self.most(progress)
         student = least + (most - least) * draw
@@ -106,14 +116,18 @@ PRESETS = {
 def answer_logits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """[N, V] of logits [B, S, V]: those that predict a learned token, row by row, the first one of an answer included.
 
-    labels: LongTensor [B, S] of the same tokens, -100 where nothing is learned. Whatever other tokens were dropped, the
-    N rows stand for the same learned tokens.
+    labels: LongTensor [B, S] of the same tokens, -100 where nothing is learned; a row's first label is never predicted.
+    Whatever other tokens were dropped, the N rows stand for the same learned tokens. Dtype and device are those of the
+    logits, and the gradient goes on to them.
     """
     return logits[:, :-1][(labels[:, 1:] != IGNORED).to(logits.device)]
 
 
 def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """float32 [N]: tau^2 KL(teacher || student) of logits [N, V]; no gradient goes to the teacher."""
+    """float32 [N], in nats: tau^2 KL(softmax(teacher / tau) || softmax(student / tau)), computed in float32.
+
+    student, teacher: logits [N, V] of any floating dtype; no gradient goes to the teacher. temperature: tau.
+    """
     ours = functional.log_softmax(student.float() / temperature, -1)
     theirs = functional.log_softmax(teacher.detach().float() / temperature, -1)
     return functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1) * temperature**2
@@ -122,8 +136,10 @@ def distillation(student: torch.Tensor, teacher: torch.Tensor, temperature: floa
 class EpicCallback(DartCallback):
     """Knows student and teacher of the step that began last.
 
-    Raises ValueError for a layer that the decoder does not have and for a strategy with layers of its own where
-    the schedule moves the layer.
+    config: strategy and its settings, but for the budget. layers: of the decoder. Raises ValueError for a layer that
+    the decoder does not have and for a strategy with layers of its own where the schedule moves the layer.
+
+    student, teacher: settings of that step; both attributes are the config itself before the first one.
     """
 
     def __init__(self, config: DartConfig, epic: Epic, layers: int):
@@ -146,7 +162,10 @@ class EpicCallback(DartCallback):
         self.student, self.teacher = self.configs(args.seed, state.global_step, state.max_steps)
 
     def configs(self, seed: int, step: int, steps: int) -> tuple[DartConfig, DartConfig]:
-        """(student, teacher) of a step: they differ in the ratio alone, and not in what a strategy draws at random."""
+        """(student, teacher) of a step: they differ in the ratio alone, and not in what a strategy draws at random.
+
+        step: from 0, of `steps` in the whole run. All ranks get the same, see `dart.training.uniform`.
+        """
         progress = step / steps if steps > 0 else 0.0
         student, teacher = self.epic.ratios(progress, self.layers, uniform(seed, step))
         layer = self.epic.layer(progress, self.layers)
@@ -171,10 +190,14 @@ class EpicCallback(DartCallback):
 class EpicTrainer(DartTrainer):
     """For a class of one's own, before a Trainer's: `class Mine(EpicTrainer, Trainer): ...`.
 
-    epic: a preset's name, or an `Epic`. config: strategy and its settings; the schedule sets the budget, and the layer
-    where it moves. The log has ratios, gap, layer and both losses; at the end they are drawn into `epic.png` of the
-    output folder. The teacher runs first, without dropout. Raises ValueError for an unknown preset, label smoothing and
-    what `EpicCallback` refuses; dart.utils.UserError without matplotlib.
+    epic: a preset's name, or an `Epic`. config: strategy and its settings, None: `DartConfig()`; the schedule sets the
+    budget, and the layer where it moves. All other arguments are the Trainer's. A batch needs `labels` [B, S], -100 for
+    visual tokens. The teacher runs first, in evaluation mode (no dropout) and without a gradient.
+
+    Entries of the log with a loss also have `ratio_student`, `ratio_teacher`, `ratio_gap` and `pruned_layer` of the
+    last step, and `loss_sft`, `loss_distill`, means over the logged steps and all ranks; at the end all are drawn into
+    `epic.png` of the output folder. Raises ValueError for an unknown preset, label smoothing and what `EpicCallback`
+    refuses; dart.utils.UserError without matplotlib.
     """
 
     def __init__(self, *args: Any, epic: Epic | str, config: DartConfig | None = None, **kwargs: Any):
@@ -205,7 +228,7 @@ class EpicTrainer(DartTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         this: Any = self
-        if not model.training:
+        if not this.model.training:  # DeepSpeed's engine around it never says that it is not
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         self.pruning.attach(this.model, self.pruning.teacher)
         model.eval()
@@ -252,7 +275,7 @@ class EpicTrainer(DartTrainer):
 
 
 def draw(path: Path, history: Sequence[Mapping[str, float]]) -> None:
-    """A PNG of a Trainer's log: ratios and gap, the layer, both losses, over the steps."""
+    """Write a PNG of a Trainer's log (`state.log_history`): ratios and gap, the layer, both losses, over the steps."""
     figure = needed("matplotlib.figure", "plot").Figure(INCHES, DOTS_PER_INCH)
     axes = figure.subplots(1, len(PANELS))
     for axis, (title, names) in zip(axes, PANELS, strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image, ImageSequence
 
-from dart.utils import UserError, one_line
+from dart.utils import UserError, installed_by, one_line
 
 IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 ANIMATIONS = (".apng", ".gif", ".png", ".webp")  # what Pillow reads itself
@@ -52,7 +52,8 @@ def decoded_image(source: Any, what: str) -> Image.Image:
 def read_video(path: str, most: int, fps: float | None) -> Video:
     """At most `most` frames, evenly spaced, of a folder of images (sorted by the numbers in their names) or a file.
 
-    fps: frames per second of the source, None: the file's own, or 2 for a folder. Raises UserError naming the input.
+    path: a folder, an animated image, or a film, which needs the extra `hf`. most: 1 or more. fps: frames per second of
+    the source, None: the file's own, or 2 for a folder. Raises UserError naming the input.
     """
     source = Path(path)
     if source.is_dir():
@@ -135,7 +136,7 @@ def _film(path: Path, most: int) -> Video:
         import av
     except ImportError:
         raise UserError(
-            f"video {path} needs the package av, which is not installed: pip install 'dart-vlm[video]', or give a "
+            f"video {path} needs the package av, which is not installed: {installed_by('hf')}, or give a "
             f"folder of frames or an animated {', '.join(ANIMATIONS)}"
         ) from None
 

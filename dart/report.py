@@ -43,6 +43,7 @@ class PruneReport:
 
     @cached_property
     def kept(self) -> list[torch.Tensor]:
+        """See the class: LongTensor [kept] per sample. The first time it may wait for the device."""
         if self.rows is None:
             return [torch.from_numpy(np.flatnonzero(row)) for row in self.visual]
         stays = [row[row >= 0] for row in self.rows]
@@ -50,7 +51,7 @@ class PruneReport:
 
     @property
     def visual_per_layer(self) -> list[list[int]]:
-        """Per sample, the visual tokens that each decoder layer sees."""
+        """[sample][layer]: the visual tokens that each decoder layer sees."""
         rows = []
         for sample, before in enumerate(self.visual_before):
             counts = [before] * self.layers
@@ -67,5 +68,5 @@ class PruneReport:
 
     @property
     def seconds(self) -> float:
-        """The host's time for all selections."""
+        """The host's time for all selections, in seconds."""
         return sum(stage.seconds for stage in self.stages)

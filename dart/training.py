@@ -11,32 +11,40 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
+import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from dart.config import DartConfig
 from dart.engine.attach import PruneHandle, prune
 
 
-def drawn(budgets: range, seed: int, step: int) -> int:
-    """The budget of a step: a function of the seed and the step, so that ranks agree and a resumed run goes on."""
-    generator = torch.Generator().manual_seed(seed)
-    return budgets[int(torch.randint(len(budgets), (step + 1,), generator=generator)[-1])]
-
-
 def uniform(seed: int, step: int) -> float:
-    """A number in [0, 1) for a step, drawn as `drawn` draws."""
-    generator = torch.Generator().manual_seed(seed)
-    return float(torch.rand(step + 1, generator=generator, dtype=torch.float64)[-1])
+    """A random number in [0, 1), float64: a function of these two alone.
+
+    So the ranks of a run agree on it without a word, and a resumed run goes on with what the undisturbed one would have
+    drawn. seed: the run's, 0 or more. step: number of the optimizer's step, from 0. The cost does not grow with it.
+    """
+    return float(np.random.default_rng((seed, step)).random())
+
+
+def drawn(budgets: range, seed: int, step: int) -> int:
+    """The budget of a step, in visual tokens: one of `budgets`, each as likely, by `uniform`."""
+    return budgets[int(uniform(seed, step) * len(budgets))]
 
 
 class DartCallback(TrainerCallback):
     """Prunes the Trainer's model from the first step of a training to its last.
 
-    config: any strategy, any settings. budgets: numbers of tokens, of which one is drawn for every step in place of the
-    config's budget, by the run's seed and the number of the step. A strategy that draws at random gets another seed
-    for every step. Evaluations in between are pruned as the step before them. A training that ends by an exception
-    calls no callback: use it in a `with`, or `DartTrainer`. Raises ValueError for an empty range of budgets.
+    DART in training is section 4.1 of its paper (arXiv 2502.11494), which does not say with which budgets.
+
+    config: any strategy, any settings; None: `DartConfig()`. budgets: numbers of visual tokens, of which one is drawn
+    for every step in place of the config's budget, by the run's seed and the number of the step; None: the config's
+    budget in all of them. The strategy `random` gets another seed for every step. Evaluations in between are pruned as
+    the step before them. A training that ends by an exception calls no callback: use it in a `with`, or
+    `DartTrainer`. Raises ValueError for an empty range of budgets; at the first step what `dart.prune` raises for a
+    model or settings that do not fit.
+
+    handle: of the model that is pruned now, else None.
     """
 
     def __init__(self, config: DartConfig | None = None, budgets: range | None = None):
@@ -61,7 +69,7 @@ class DartCallback(TrainerCallback):
         self.detach()
 
     def config_of(self, seed: int, step: int) -> DartConfig:
-        """The settings of a step of a run with this seed."""
+        """The settings of a step of a run with this seed, see `uniform`."""
         config = self.config
         if config.strategy == "random":
             config = replace(config, seed=config.seed + step)
@@ -70,19 +78,22 @@ class DartCallback(TrainerCallback):
         return replace(config, keep=drawn(self.budgets, seed, step), reduction_ratio=None)
 
     def attach(self, model: Any, config: DartConfig) -> None:
-        """Prune `model` with these settings and no others."""
+        """Prune `model` with these settings and no others. Raises what `dart.prune` raises."""
         if self.handle is None or self._attached != config:
             self.detach()
             self.handle, self._attached = prune(model, config), config
 
     def detach(self) -> None:
-        """Take the pruning off, also after a training that failed."""
+        """Take the pruning off, also after a training that failed. Calling it twice does nothing."""
         if self.handle is not None:
             self.handle.remove()
             self.handle = None
 
     def figures(self) -> dict[str, float]:
-        """For the log: visual tokens before and after, of a sample of the last batch with pictures."""
+        """For the log: `visual_tokens` before and `visual_tokens_kept` after the last stage; see `PruneHandle.last`.
+
+        Means over the samples with images of this process's last batch that had some; {} before there is one.
+        """
         report = None if self.handle is None else self.handle.last
         if report is None:
             return {}
@@ -96,8 +107,8 @@ class DartCallback(TrainerCallback):
 class DartTrainer:
     """For a class of one's own, before a Trainer's: `class Mine(DartTrainer, Trainer): ...`.
 
-    pruning: None trains unpruned. What is pruned is pruned no longer when `train` is left, by whichever way; the log
-    has the visual tokens before and after.
+    pruning: None trains unpruned; all other arguments are the Trainer's. What is pruned is pruned no longer when
+    `train` is left, by whichever way. The entries of the log with a loss have `DartCallback.figures` besides.
     """
 
     def __init__(self, *args: Any, pruning: DartCallback | None = None, **kwargs: Any):

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata, util
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, ParamSpec, TypeVar
@@ -35,6 +36,11 @@ WEIGHTS = ("config.json", "*.safetensors", "*.bin")
 SURROGATE = rb"\ud"  # how half a character, or one of two halves, begins in JSON
 BLOCK_BYTES, LARGE_BYTES = 1 << 20, 64 << 20
 SETTLED_SECONDS = 2.0  # a file written since may change again without a new time
+DISTRIBUTION = "dart-vlm"
+MIXED = (
+    "the installed distribution {0} brings a Python package `{1}`, as this project does, and imports may mix the two: "
+    "use an environment without it, or pip uninstall it and install this project again"
+)
 MEMORY_IS_SHORT = ("out of memory", "can't allocate memory")
 
 
@@ -50,6 +56,7 @@ class Parser(argparse.ArgumentParser):
     """Raises UserError for bad arguments, so that they too end in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises UserError with the message."""
         raise UserError(f"{message} (--help lists the options)")
 
 
@@ -92,7 +99,35 @@ def needed(package: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise UserError(f"this needs the package {package.split('.')[0]}: pip install 'dart-vlm[{extra}]'") from error
+        raise UserError(f"this needs the package {package.split('.')[0]}: {installed_by(extra)}") from error
+
+
+def installed_by(extra: str) -> str:
+    """How to install what an extra of pyproject.toml brings. There is no package on PyPI."""
+    return f"pip install '.[{extra}]' in this project's folder"
+
+
+def others_with(package: str) -> list[str]:
+    """The installed distributions, but for this one, that bring a top-level package of that name."""
+    brings = (each for each in metadata.distributions() if package in (each.read_text("top_level.txt") or "").split())
+    return sorted({each.name for each in brings} - {DISTRIBUTION})
+
+
+def plug_ins(group: str) -> dict[str, Any]:
+    """name -> what it names, for every installed entry point of a group.
+
+    Raises UserError for one that cannot be imported, with the other distribution that has replaced its files, if any.
+    """
+    found = {}
+    for point in entry_points(group=group):
+        try:
+            found[point.name] = point.load()
+        except (ImportError, AttributeError) as error:
+            package = point.value.partition(".")[0]
+            others = others_with(package)
+            hint = f"; {MIXED.format(', '.join(others), package)}" if others else ""
+            raise UserError(f"the plug-in {point.name} cannot be imported ({one_line(error)}){hint}") from error
+    return found
 
 
 def dtype_of(name: str) -> Any:
@@ -123,23 +158,24 @@ def is_hub_name(path: str) -> bool:
     return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not os.path.isdir(os.path.dirname(path))
 
 
-def add_revision(parser: argparse.ArgumentParser) -> None:
-    """Add --revision: `checkpoint_folder` takes it."""
+def add_revision(parser: argparse.ArgumentParser, flag: str = "--revision") -> None:
+    """Add --revision, or a flag of another name: `checkpoint_folder` takes it."""
     parser.add_argument(
-        "--revision", help="commit, tag or branch of a hub repository (default: its main branch as it is today)"
+        flag, help="commit, tag or branch of a hub repository (default: its main branch as it is today)"
     )
 
 
-def checkpoint_folder(path: str, revision: str | None = None) -> str:
+def checkpoint_folder(path: str, revision: str | None = None, flag: str = "--revision") -> str:
     """The folder `path`, else the downloaded snapshot of the hub repository of that name.
 
-    revision: a commit, tag or branch of that repository; None: its main branch. Raises FileNotFoundError when it is
-    neither, or there is no such revision; UserError for a folder with a revision, which has none.
+    revision: a commit, tag or branch of that repository, given as `flag`; None: its main branch. Raises
+    FileNotFoundError when it is neither, or there is no such revision; UserError for a folder with a revision, which
+    has none.
     """
     local = os.path.expanduser(path)
     if os.path.isdir(local):
         if revision is not None:
-            raise UserError(f"--revision {revision} is for a hub name, and {path} is a folder: leave it out")
+            raise UserError(f"{flag} {revision} is for a hub name, and {path} is a folder: leave it out")
         return local
     if not is_hub_name(path):
         raise FileNotFoundError(f"model path {path} does not exist: expected a checkpoint's folder or a hub name")
@@ -255,12 +291,17 @@ def provenance() -> dict[str, Any]:
         driver = _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()
         versions["driver"] = driver[0] if driver else "unknown"
     return {
-        "command": " ".join(["python", "-m", _module(), *sys.argv[1:]]),
-        "commit": _said_by("git", "-C", str(root), "rev-parse", "--short", "HEAD") or "unknown",
+        "command": " ".join([*_started(), *sys.argv[1:]]),
+        "commit": _commit(root) or "unknown",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hardware": hardware,
         "versions": versions,
     }
+
+
+def _commit(root: Path) -> str:
+    """Of the checkout at `root`; nothing for an installed copy, which may lie in a checkout of something else."""
+    return _said_by("git", "-C", str(root), "rev-parse", "--short", "HEAD") if (root / ".git").exists() else ""
 
 
 def _processor() -> str:
@@ -278,10 +319,13 @@ def _said_by(*command: str) -> str:
         return ""
 
 
-def _module() -> str:
-    """The module that was started with `python -m`, else the script's name."""
+def _started() -> list[str]:
+    """How this process was started: `python -m MODULE`, `python SCRIPT.py`, or an installed command by its name."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return spec.name.removesuffix(".__main__") if spec is not None else Path(sys.argv[0]).name
+    if spec is not None:
+        return ["python", "-m", spec.name.removesuffix(".__main__")]
+    script = Path(sys.argv[0])
+    return [script.name] if script.suffix == "" else ["python", script.name]
 
 
 def in_turns(runs: Sequence[Callable[[], Sample]], repeats: int, warm_up: int) -> list[list[Sample]]:

@@ -43,6 +43,7 @@ class Sources:
 
     @property
     def tokens(self) -> int:
+        """Visual tokens in the prompt."""
         return sum(self.runs)
 
     @property

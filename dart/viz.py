@@ -72,7 +72,10 @@ def kept_cells(views: Sequence[View], kept: Sequence[int]) -> list[list[int]]:
 
 
 def draw_views(views: Sequence[View], kept: Sequence[int]) -> Image.Image:
-    """One sheet with a titled panel for every picture and every frame; `kept` as for `kept_cells`."""
+    """An RGB picture: one sheet with a titled panel for every picture and every frame, four in a row.
+
+    kept: numbers of the kept visual tokens, as for `kept_cells`, and with its errors.
+    """
     panels = [
         (title, draw_kept(image, cells, view.grid))
         for view, cells in zip(views, kept_cells(views, kept), strict=True)

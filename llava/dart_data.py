@@ -27,6 +27,11 @@ class Benchmark:
     """
 
     def __init__(self, name: str, folder: Path | None):
+        if folder is None and not EMBEDDED_DATA.is_dir():
+            raise UserError(
+                f"data set {name}: the embedded one comes with the repository and not with the installed package: give "
+                f"{name}=FOLDER, the folder that holds the benchmarks' folders"
+            )
         self.task, self.data = tasks.get(name), folder or EMBEDDED_DATA
         self.split = self.task.split(self.data)
         if server := self.task.splits[self.split].server:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import functools
 import sys
@@ -17,6 +18,19 @@ ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED_MODEL, EMBEDDED_DATA = ROOT / "playground" / "models" / "llava-tiny", ROOT / "playground" / "data" / "mini"
 # What readers of a benchmark's files raise for files of another form.
 NOT_OFFICIAL = (AttributeError, KeyError, IndexError, TypeError, UnicodeError, RecursionError, csv.Error)
+
+
+def or_embedded(text: str) -> str:
+    """The type of an argument whose default is the embedded model or data.
+
+    Raises ArgumentTypeError where these are not: they come with the repository, not with the installed package.
+    """
+    if Path(text) in (EMBEDDED_MODEL, EMBEDDED_DATA) and not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(
+            f"the default, {Path(text).relative_to(ROOT)}, comes with the repository and not with the installed "
+            "package: name your own, or run this in a clone"
+        )
+    return text
 
 
 @contextmanager

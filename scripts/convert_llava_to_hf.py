@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
-from dart.utils import DTYPES, Parser, UserError, exits_cleanly
+from dart.utils import DTYPES, Parser, UserError, add_revision, checkpoint_folder, exits_cleanly
 from llava.constants import DEFAULT_IMAGE_TOKEN
 from llava.conversation import get_template
 from llava.model.anyres import is_anyres, parse_pinpoints
@@ -144,11 +144,13 @@ def _more_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--model-path", required=True)
-    parser.add_argument("--output", required=True)
-    parser.add_argument("--torch-dtype", default="float16", choices=DTYPES)
+    parser.add_argument("--model-path", required=True, help="folder or hub name of an original LLaVA checkpoint")
+    add_revision(parser)
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--torch-dtype", default="float16", choices=DTYPES, help="of the weights (float16)")
     args = parser.parse_args(argv)
-    tokenizer, model, processor, _ = load_pretrained_model(args.model_path, device="cpu", torch_dtype=args.torch_dtype)
+    folder = checkpoint_folder(args.model_path, args.revision)
+    tokenizer, model, processor, _ = load_pretrained_model(folder, device="cpu", torch_dtype=args.torch_dtype)
     if tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
         tokenizer.add_tokens([DEFAULT_IMAGE_TOKEN], special_tokens=True)
     image_token_id = tokenizer.convert_tokens_to_ids(DEFAULT_IMAGE_TOKEN)

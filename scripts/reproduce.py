@@ -4,7 +4,8 @@ Checks first what a run needs and says everything that is missing at once. Then 
 lmms-eval script (qwen2vl) or the latency benchmark, which all go on where they were stopped, and prints each figure
 beside the published one, the difference, and whether the published one lies in the 95 % interval of ours. Everything is
 in one JSON file, without paths of this machine. CKPT and DATA name the checkpoint and the benchmarks; without CKPT the
-embedded model answers the embedded questions, to try the way: its figures are not comparable.
+embedded model answers the embedded questions, to try the way: its figures are not comparable. Exit
+code 1: a figure is missing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,17 @@ import torch
 from transformers import AutoConfig
 
 from dart.stats import wilson
-from dart.utils import Parser, UserError, exits_cleanly, one_line, provenance, write_json
+from dart.utils import (
+    UNFINISHED,
+    Parser,
+    Unfinished,
+    UserError,
+    exits_cleanly,
+    fingerprint,
+    one_line,
+    provenance,
+    write_json,
+)
 from llava.eval import suite
 from llava.eval.engine.suite_table import UNPRUNED, markdown
 from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, read_json
@@ -34,6 +45,23 @@ QWEN_SCRIPT, LMMS_PYTHON = "Qwen2-VL/eval_scripts/lmms_eval.sh", ROOT / ".venv-l
 GIB = 2**30
 NEEDED_DISK, NEEDED_GPU = 4 * GIB, 17 * GIB  # answers and tables; 7B weights in half precision and their activations
 OF_1000, POINTS = ("ocrbench",), ("mme", "ocrbench")  # scores that are no percentage
+# lmms-eval's task -> the metrics whose sum is its published score, and the factor to the scale of the table.
+LMMS_SCORES: dict[str, tuple[tuple[str, ...], int]] = {
+    "gqa": (("exact_match",), 100),
+    "mmbench_en_dev": (("gpt_eval_score",), 1),
+    "mmbench_cn_dev": (("gpt_eval_score",), 1),
+    "mme": (("mme_perception_score", "mme_cognition_score"), 1),
+    "pope": (("pope_f1_score",), 100),
+    "scienceqa_img": (("exact_match",), 100),
+    "textvqa_val": (("exact_match",), 100),
+    "mme_mini": (("mme_perception_score",), 1),
+    "pope_mini": (("pope_f1_score",), 100),
+    "textvqa_mini": (("exact_match",), 100),
+}
+# The embedded model, its questions, how many of each task, and its pixels as scripts/lib/lmms.sh has them.
+EMBEDDED_QWEN = EMBEDDED_MODEL.with_name("qwen2-vl-tiny")
+EMBEDDED_TASKS = {"mme": "mme_mini", "pope": "pope_mini", "textvqa_val": "textvqa_mini"}
+EMBEDDED_RUN = {"LIMIT": "60", "MODEL_ARGS": "min_pixels=200704,max_pixels=401408", "HF_HUB_OFFLINE": "1"}
 EMBEDDED = {
     "benchmarks": ["textvqa", "pope", "mme"],
     "latency": ["--layers", "4", "--images", "1", "--repeats", "3", "--model", "decoder-135m"],
@@ -61,6 +89,8 @@ def missing(kind: str, checkpoint: str, data: Path, benchmarks: Sequence[str], e
                 found.append(f"{name}: {one_line(error)[:300]}")
     if kind == "qwen2vl" and not LMMS_PYTHON.is_file():
         found.append("lmms-eval's environment: make setup-lmms")
+    if kind == "qwen2vl" and not embedded and not os.environ.get("OPENAI_API_KEY"):
+        found.append("OPENAI_API_KEY: of MMBench's judge, for answers without a letter; lmms-eval guesses without it")
     if (free := shutil.disk_usage(ROOT).free) < NEEDED_DISK:
         found.append(f"{free / GIB:.1f} GiB of disk are free, a run needs {NEEDED_DISK / GIB:.0f}")
     return found
@@ -70,8 +100,43 @@ def run_tables(table: dict[str, Any], checkpoint: str, data: Path, names: list[s
     """The cells of the suite: "benchmark/row" -> figures, rows by their published names."""
     keeps = [row for row in table["rows"] if row != UNPRUNED]
     words = ["--ckpt", checkpoint, "--data", str(data), "--benchmarks", ",".join(names), "--keep", ",".join(keeps)]
-    suite.main([*words, "--strategies", "dart", "--pivot-orders", "original", "--out", str(out)])
+    try:
+        suite.main([*words, "--strategies", "dart", "--pivot-orders", "original", "--out", str(out)])
+    except SystemExit as ended:
+        if ended.code != UNFINISHED:  # else the table says what has no score
+            raise
     return {key.replace("/dart-original-", "/"): cell for key, cell in read_json(out)["cells"].items()}
+
+
+def run_lmms(table: dict[str, Any], given: str | None, work: Path) -> dict[str, Any]:
+    """The cells of lmms-eval's runs, one for each row of the table: "task/row" -> figures, tasks by published names.
+
+    given: the checkpoint; None: the embedded model on the mini tasks. Runs whose results lie in `work` are read again.
+    """
+    tasks = {name: name for name in table["benchmarks"]} if given else EMBEDDED_TASKS
+    model = given or str(EMBEDDED_QWEN)
+    folder = work / (fingerprint(model) or "hub")[:12]
+    wanted = {"MODEL": model, "TASKS": ",".join(tasks.values()), **({} if given else EMBEDDED_RUN)}
+    environment = {**os.environ, **wanted, "OUTPUT": str(folder.absolute()), "PYTHON": str(LMMS_PYTHON)}
+    cells: dict[str, Any] = {}
+    for row in table["rows"]:
+        words = ["bash", QWEN_SCRIPT, *(["False"] if row == UNPRUNED else ["True", row])]
+        made = folder / Path(model).name / (row if row == UNPRUNED else f"dart-{row}")
+        there = any(made.rglob("*_results.json"))
+        if not there and subprocess.run(words, cwd=ROOT, env=environment).returncode:
+            raise UserError(f"{' '.join(words)} failed; the same command goes on from here")
+        report = read_json(max(made.rglob("*_results.json"), key=lambda path: path.stat().st_mtime))
+        cells |= {f"{name}/{row}": lmms_cell(report, task) for name, task in tasks.items()}
+    return cells
+
+
+def lmms_cell(report: dict[str, Any], task: str) -> dict[str, Any]:
+    """A task's figures in lmms-eval's report: `score` and `samples`, or `error`."""
+    metrics, factor = LMMS_SCORES[task]
+    values = [report["results"].get(task, {}).get(f"{metric},none") for metric in metrics]
+    if not all(isinstance(value, (int, float)) for value in values):
+        return {"error": f"lmms-eval's report has no {' and '.join(metrics)} of {task}"}
+    return {"score": round(factor * sum(values), 2), "samples": report["n-samples"][task]["effective"]}
 
 
 def compared(table: dict[str, Any], cells: dict[str, Any]) -> list[dict[str, Any]]:
@@ -138,27 +203,17 @@ def main(argv: list[str] | None = None) -> None:
         print(f"missing: {line}")
     if args.dry_run or wrong:
         asked = names if args.kind.startswith("table") else table["benchmarks"]
+        if args.kind == "qwen2vl" and not given:
+            asked = list(EMBEDDED_TASKS.values())
         print(f"would run: {args.kind}, {', '.join(asked)}; {', '.join(table['rows'])}")
         if wrong and not args.dry_run:
             raise UserError(f"{len(wrong)} thing(s) are missing, nothing was run")
         return
     out = args.out or Path("outputs", "reproduce", f"{args.kind}{'' if given else '-embedded'}.json")
-    result: dict[str, Any] = {
-        **provenance(),
-        "kind": args.kind,
-        "checkpoint": Path(checkpoint).name,
-        "embedded": not given,
-    }
+    name = Path(checkpoint if given or args.kind != "qwen2vl" else EMBEDDED_QWEN).name
+    result: dict[str, Any] = {**provenance(), "kind": args.kind, "checkpoint": name, "embedded": not given}
     if args.kind == "qwen2vl":
-        for ratio in [row for row in table["rows"] if row != UNPRUNED]:
-            environment = {**os.environ, **({"MODEL": given, "TASKS": ",".join(table["benchmarks"])} if given else {})}
-            if subprocess.run(["bash", QWEN_SCRIPT, "True", ratio], cwd=ROOT, env=environment).returncode:
-                raise UserError(f"bash {QWEN_SCRIPT} True {ratio} failed")
-        rows = [
-            {"tokens": n, "benchmark": b, "published": p, "error": "see lmms-eval's table above"}
-            for n, values in table["rows"].items()
-            for b, p in zip(table["benchmarks"], values, strict=True)
-        ]
+        rows = compared(table, run_lmms(table, given, out.with_name(f"{out.stem}-lmms")))
     elif args.kind == "latency":
         rows = []
         for row in measure_latency(given, out):
@@ -180,6 +235,8 @@ def main(argv: list[str] | None = None) -> None:
     print(text_of(rows))
     write_json(out, {**result, "rows": rows})
     print(f"send this file: {out}")
+    if lost := [f"{row['benchmark']} at {row['tokens']}" for row in rows if "error" in row]:
+        raise Unfinished(f"{len(lost)} of {len(rows)} figures are missing: {', '.join(lost)}")
 
 
 if __name__ == "__main__":

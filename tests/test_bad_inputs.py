@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "vtc": ("llava.eval.vtc.run", ["--ckpt", MODEL, "--data", DATA, "--ratio", "2", "--out", "{out}/vtc.json"]),
     "run_llava": ("llava.eval.run_llava", ["--model-path", MODEL, "--image-file", "{image}", "--query", "?"]),
     "cli": ("llava.serve.cli", ["--model-path", MODEL, "--image-file", "{image}"]),
+    "gradio_web_server": ("llava.serve.gradio_web_server", ["--model-path", MODEL]),
     "train": (
         "llava.train.train",
         ["--model_name_or_path", MODEL, "--data_path", "{file}", "--image_folder", "{folder}", "--output_dir", "{out}"],
@@ -63,6 +64,10 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
         ["--experiment", "x", "--answers-file", "{file}", "--out-dir", "{out}/mme", "--data-dir", "{folder}"],
     ),
     "convert_gqa": ("scripts.convert_gqa_for_eval", ["--src", "{file}", "--dst", "{out}/a.json"]),
+    "merge_lora": (
+        "scripts.merge_lora_weights",
+        ["--model-path", "{folder}", "--model-base", "{folder}", "--save-model-path", "{out}/merged"],
+    ),
     "convert_hf": ("scripts.convert_llava_to_hf", ["--model-path", "{folder}", "--output", "{out}/hf"]),
     "convert_mmbench": (
         "scripts.convert_mmbench_for_submission",
@@ -84,6 +89,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "benchmark_selection": ("benchmarks.selection", []),
     "benchmark_serving": ("benchmarks.serving", ["--served", "m", "--out", "{out}/a.json"]),
     "benchmark_scaling": ("benchmarks.scaling", ["--out", "{out}/a.json"]),
+    "benchmark_training": ("benchmarks.training", ["--out", "{out}/a.json"]),
     "benchmark_kernels": ("benchmarks.kernels", ["--out", "{out}/a.json"]),
     "benchmark_builds": ("benchmarks.builds", ["--out", "{out}/a.json"]),
     "benchmark_evidence": ("benchmarks.evidence", ["--out", "{out}/a.json"]),
@@ -115,6 +121,7 @@ VALUES = {
     "--blur": "0",
     "--max_num_trunction": "0",
     "--revision": "v9",
+    "--model-base-revision": "v9",
     "--num_train_epochs": "many",
     "--version": "nonesuch",
 }
@@ -196,6 +203,8 @@ def test_bad_inputs_are_one_line(name, place, capsys, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.chdir(place["out"])
     module, words = COMMANDS[name]
+    if name == "gradio_web_server":  # which asks for Gradio before it reads a model: make test-demo
+        pytest.importorskip("gradio")
     good = [word.format(**place) for word in words]
     known = help_of(module, capsys)
     bad = Path(place["bad"])

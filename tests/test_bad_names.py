@@ -14,14 +14,18 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks import latency
 from dart import utils
 from dart.compare import data, tables
 from dart.compare.data import Sample
 from dart.compare.plots import title_of
 from dart.utils import Unfinished, UserError, checkpoint_folder, exits_cleanly, write_json
 from llava import dart_data
-from llava.eval import model_vqa_loader
+from llava.eval import model_vqa_loader, suite
+from llava.eval.probe import validate
 from llava.files import EMBEDDED_MODEL
+from llava.train import train
+from scripts import convert_llava_to_hf
 
 BAD_NAME = "a|b<script>`c`\n=d$\\"
 
@@ -102,6 +106,47 @@ def test_answers_of_another_revision_are_not_resumed(tmp_path, monkeypatch, caps
     with pytest.raises(SystemExit) as stop:
         model_vqa_loader.main([*argv, "--revision", "v2"])
     assert stop.value.code == 2 and "revision: 'v1' there, 'v2' now" in capsys.readouterr().err
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
+    """What is asked of the hub, which has nothing."""
+    found = []
+
+    def snapshot(path: str, revision: str | None = None, **_: Any) -> str:
+        found.append((path, revision))
+        raise OSError("404")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    return found
+
+
+def test_every_command_that_takes_a_hub_name_takes_its_revision(tmp_path, asked, capsys):
+    one, questions_ = ["--revision", "v1"], questions(tmp_path, 1)
+    base = ["--model-base", "owner/name", "--model-base-revision", "v1"]
+    for main, words in (
+        (model_vqa_loader.main, [*questions_, *base]),
+        (train.main, ["--model_name_or_path", "owner/name", *one, "--data_path", "x.json", "--output_dir", "o"]),
+        (latency.main, ["--checkpoint", "owner/name", *one]),
+        (validate.main, ["--ckpt", "owner/name", *one, "--data", str(tmp_path / "sets")]),
+        (convert_llava_to_hf.main, ["--model-path", "owner/name", *one, "--output", str(tmp_path / "hf")]),
+        (suite.main, ["--ckpt", "owner/name", *one, "--out", str(tmp_path / "suite.json")]),
+    ):
+        asked.clear()
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        assert asked == [("owner/name", "v1")], main.__module__
+        assert "owner/name (revision v1) does not exist here" in capsys.readouterr().err
+
+
+def test_a_revision_of_nothing_is_refused(tmp_path, asked, capsys):
+    for main, words, flag in (
+        (model_vqa_loader.main, [*questions(tmp_path, 1), "--model-base-revision", "v1"], "--model-base-revision"),
+        (latency.main, ["--model", "tiny", "--revision", "v1"], "--revision"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(words)
+        assert capsys.readouterr().err.startswith(f"error: {flag} is for ") and asked == []
 
 
 def questions(folder: Path, count: int) -> list[str]:

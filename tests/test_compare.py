@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dart import strategies
+from dart import strategies, utils
 from dart.cli import loading
 from dart.cli.loading import load
 from dart.compare import data, run
@@ -52,8 +52,7 @@ def plugins(monkeypatch):
     found = re.findall(r'\[project.entry-points."(dart\.\w+)"\]\n(\S+) = "(\S+)"\n', declared)
     points = [EntryPoint(name, value, group) for group, name, value in found]
     assert {point.group for point in points} == {loading.GROUP, data.GROUP}
-    for module in (loading, data):
-        monkeypatch.setattr(module, "entry_points", lambda group: [each for each in points if each.group == group])
+    monkeypatch.setattr(utils, "entry_points", lambda group: [each for each in points if each.group == group])
 
 
 # Statistics

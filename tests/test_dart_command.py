@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import tiny_checkpoints
 import torch
 from PIL import Image
 from qwen_golden import RECORDS, sample
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import dart
+from dart import utils
 from dart.cli import loading, main, messages
 from dart.cli.loading import load
 from dart.media import MAX_SIDE, Video, read_image, read_video, spaced
@@ -41,7 +44,7 @@ def plugins(monkeypatch):
     found = re.findall(rf'\[project.entry-points."{loading.GROUP}"\]\n(\S+) = "(\S+)"\n', declared)
     points = [EntryPoint(name, value, loading.GROUP) for name, value in found]
     assert points
-    monkeypatch.setattr(loading, "entry_points", lambda group: points if group == loading.GROUP else [])
+    monkeypatch.setattr(utils, "entry_points", lambda group: points if group == loading.GROUP else [])
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +114,29 @@ def test_both_formats_of_llava_see_and_draw_the_same(name, converted, tmp_path, 
     assert [(v.grid, list(v.cells)) for v in one] == [(v.grid, list(v.cells)) for v in two]
     difference = np.asarray(draw_views(one, same)).astype(int) - np.asarray(draw_views(two, same))
     assert np.abs(difference).mean() < 1, "grey levels: Pillow and torchvision scale a little differently"
+
+
+@pytest.mark.parametrize("name", ["llava-tiny", "llava-next-tiny", "qwen2-vl-tiny", "qwen2_5-vl-tiny"])
+@pytest.mark.parametrize("config", [None, dart.DartConfig(keep=0.4)], ids=["unpruned", "pruned"])
+@torch.no_grad()
+def test_a_batch_of_two_lengths_in_transformers_format(name, config, converted):
+    """Each row answers as it does alone: prompts are padded on the left."""
+    folder = converted.get(name, MODELS / name)
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    questions = (QUESTION, "What number is written on the sign that is blue, in digits and nothing else?")
+    texts = [processor.apply_chat_template(messages(text, 1, 0), add_generation_prompt=True) for text in questions]
+    image = read_image(str(SCENE))
+
+    def answers(rows):
+        inputs = processor(text=rows, images=[image] * len(rows), padding=True, return_tensors="pt")
+        assert len(rows) == 1 or not inputs["attention_mask"][0, 0], "the shorter prompt begins with padding"
+        out = model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+        return processor.batch_decode(out, skip_special_tokens=True)
+
+    with dart.prune(model, config) if config else nullcontext():
+        both = answers(texts)
+        assert all(both) and both == [answers([text])[0] for text in texts]
 
 
 def test_prompt_of_a_converted_llava_is_the_original_one(converted):
@@ -348,7 +374,7 @@ def test_a_film_without_its_package_names_the_extra(tmp_path, monkeypatch, capsy
     movie = tmp_path / "d.mp4"
     movie.write_bytes(b"x")
     monkeypatch.setitem(sys.modules, "av", None)
-    assert "dart-vlm[video]" in refused(capsys, "--model", QWEN2, "--question", "?", "--video", movie)
+    assert "pip install '.[hf]'" in refused(capsys, "--model", QWEN2, "--question", "?", "--video", movie)
 
 
 def test_bad_models(tmp_path, monkeypatch, capsys):
@@ -361,7 +387,7 @@ def test_bad_models(tmp_path, monkeypatch, capsys):
         assert str(tmp_path) in line
     (tmp_path / "config.json").write_text((QWEN2 / "config.json").read_text())
     assert "cannot be loaded" in refused(capsys, "--model", tmp_path, *rest)
-    monkeypatch.setattr(loading, "entry_points", lambda group: [])
+    monkeypatch.setattr(utils, "entry_points", lambda group: [])
     line = refused(capsys, "--model", MODELS / "llava-tiny", *rest)
     assert "'llava_llama'" in line and "dart.loaders: none" in line
 

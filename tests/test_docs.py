@@ -284,3 +284,38 @@ def test_the_readme_has_the_measured_times():
     bytes_ = [f"{row['kv_bytes'] / 1e6:.0f} MB" for row in (unpruned, pruned)]
     for figures in (seconds, bytes_):
         assert f"| {figures[0]} | {figures[1]} | {pruned['visual_after']} of {pruned['visual_before']} |" in readme
+
+
+OWN = "dart|llava|scripts|dev|tests|benchmarks|requirements|playground"
+OF_LLAVA = {"playground/data/eval"}  # a user's folder
+FILES = re.compile(rf"`((?:{OWN}|lmms-eval|vllm|Qwen2-VL|Qwen2_5-VL)/[\w/.*-]+)`")
+NAMES = re.compile(r"`@?((?:dart|llava|dev|benchmarks)(?:\.\w+)+)[`(]")
+
+
+def unknown_name(name: str) -> bool:
+    """Is this dotted name no module of this project, nothing in one, and no group of its entry points?"""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        module = ROOT.joinpath(*parts[:count])
+        if module.is_dir() or module.with_suffix(".py").is_file():
+            found: Any = importlib.import_module(".".join(parts[:count]))
+            break
+    for part in parts[count:]:
+        if not hasattr(found, part):
+            return name not in groups
+        found = getattr(found, part)
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_and_names_of_this_project_exist(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    named = {name for name in FILES.findall(text) if not PLACEHOLDER.search(Path(name).stem)} - OF_LLAVA
+    assert [name for name in sorted(named) if not any(ROOT.glob(name.rstrip("/")))] == []
+    assert [name for name in sorted(set(NAMES.findall(text))) if unknown_name(name)] == []
+
+
+def test_a_wrong_name_is_found():
+    assert unknown_name("dart.compiled.compile_layers") and unknown_name("dart.prunes")
+    assert not unknown_name("dart.engine.compiled.compile_layers") and not unknown_name("dart.loaders")

@@ -138,7 +138,7 @@ def test_a_reply_has_a_longest_size_and_time(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_without_openai_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(UserError, match=r"needs the package openai: pip install 'dart-vlm\[eval\]'"):
+    with pytest.raises(UserError, match=r"needs the package openai: pip install '\.\[eval\]'"):
         Judge("http://x/v1", "k", "m").ask(HELLO, 0.0, 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -27,11 +28,12 @@ from llava.mm_utils import tokenizer_image_token
 from llava.model import LlavaLlamaConfig, LlavaLlamaForCausalLM
 from llava.model.builder import load_pretrained_model
 from llava.train import checkpoints, conversations, sampling, train
-from llava.train.arguments import parse, translate
+from llava.train.arguments import _check_lora, parse, translate
 from llava.train.conversations import BadSample
 from llava.train.data import collate
 from llava.train.setup import load_learner, plan
 from llava.train.trainer import parameter_groups
+from scripts import merge_lora_weights
 
 CKPT = Path(__file__).parent / "golden" / "ckpt"
 ROOT = Path(__file__).resolve().parents[1]
@@ -437,6 +439,24 @@ def test_the_files_and_keys_of_checkpoints(base, data, tmp_path):
     assert runs["adapter"] == {f"base_model.model.{name}" for name in names}
 
 
+@pytest.mark.parametrize("stage", ["adapter", "projector"])
+def test_merging_does_not_ask_for_the_folders_name(base, data, tmp_path, stage):
+    """LLaVA's wants "llava" and "lora" in it, and else looks for a projector alone."""
+    trained, merged = tmp_path / "number 7", tmp_path / "whole"
+    file = "captions.json" if stage == "projector" else "data.json"
+    run = train.train(arguments_of(base, data, trained, *STAGES[stage], "--max_steps", "2", file=file))
+    words = ["--model-path", trained, "--model-base", base, "--save-model-path", merged, "--torch-dtype", "float32"]
+    merge_lora_weights.main([str(word) for word in words])
+    if stage == "adapter":
+        run.model.merge_adapter()
+    wanted = logits_of(run.learner.llava, run.learner.tokenizer)
+    tokenizer, start, _, _ = load_pretrained_model(str(base), device="cpu")
+    assert (logits_of(start, tokenizer) - wanted).abs().max() > 0.01
+    shutil.rmtree(trained)  # the merged model needs neither
+    tokenizer, model, _, _ = load_pretrained_model(str(merged), device="cpu")
+    torch.testing.assert_close(logits_of(model, tokenizer), wanted, atol=1e-5, rtol=0)
+
+
 def test_stage_2_starts_from_a_language_model_and_stage_1(base, data, tmp_path):
     """A language model without eyes, its tower named by the user; the projector of stage 1 comes from its file."""
     llm = tmp_path / "llm"
@@ -613,6 +633,19 @@ def test_mistakes_are_one_line_before_weights_are_read(base, data, tmp_path, cap
     error = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2 and error.startswith("error: ")
     assert re.search(message, error), error
+
+
+def test_qlora_needs_a_gpu_then_bitsandbytes(base, data, tmp_path, monkeypatch):
+    training = arguments_of(base, data, tmp_path).training
+    training.bits, training.lora_enable = 4, True
+    missing = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "bitsandbytes" else missing(name, *rest)
+    )
+    for there, message in ((False, "needs a CUDA GPU, and torch sees none: use --bits 16"), (True, "quant")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        with pytest.raises(UserError, match=f"^--bits 4 .*{message}"):
+            _check_lora(training)
 
 
 def test_what_a_run_would_fail_at_in_its_end_is_found_before(base, data, tmp_path, monkeypatch):

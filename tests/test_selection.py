@@ -196,10 +196,14 @@ def test_a_strategy_of_ones_own_and_a_taken_name():
         def reduce(self, tokens):
             return dart.strategies.Reduction(tokens.visual[: tokens.keep])
 
+    class Other(First):
+        pass
+
     try:
         kept = dart.select(*inputs(), dart.DartConfig(keep=16, strategy="first-tokens"))
         assert kept.tolist() == list(range(START, START + 16))
+        dart.strategies.register("first-tokens")(First)  # as a notebook's cell does that is run again
         with pytest.raises(ValueError, match="already registered"):
-            dart.strategies.register("first-tokens")(First)
+            dart.strategies.register("first-tokens")(Other)
     finally:
         dart.strategies.base.REGISTRY.pop("first-tokens")

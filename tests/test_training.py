@@ -42,6 +42,14 @@ def test_twenty_steps_of_llava(tmp_path, checkpointing):
     assert len(losses) == STEPS and losses[-1] < losses[0] / 2
 
 
+def test_a_loss_over_all_tokens_is_refused_by_name():
+    """TRL's, which computes it from hidden states inside the model's forward."""
+    ids, pixels = prompt(5, 9)
+    model = tiny_llava()
+    with dart.prune(model, KEEP), pytest.raises(ValueError, match="TRL's loss .*compute_loss = transformers.Trainer"):
+        model(input_ids=ids, pixel_values=pixels, labels=ids, fused_lm_head=True)
+
+
 def test_twenty_steps_of_qwen(tmp_path):
     row = qwen_prompt(4, ("image", 1, 12, 12), 9, seed=1)
     row["labels"] = torch.where(row["mm_token_type_ids"] > 0, -100, row["input_ids"])

@@ -47,6 +47,8 @@ def budget(text: str) -> int | float:
 
 
 def count(least: int) -> Any:
+    """The type of an argument: a whole number of `least` or more."""
+
     def parse(text: str) -> int:
         if not text.isdecimal() or not least <= int(text) <= MOST:
             raise argparse.ArgumentTypeError(f"expected a number from {least} to {MOST}, got {text!r}")
@@ -79,6 +81,7 @@ def _image_output(text: str) -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line of `python -m dart`."""
     out = Parser(prog="python -m dart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     out.add_argument("--model", required=True, help="checkpoint folder or hub name of any supported family")
     add_revision(out)
@@ -112,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def config_of(args: argparse.Namespace) -> DartConfig:
+    """The settings that the flags ask for. Raises what `DartConfig` does."""
     return DartConfig(
         keep=args.keep,
         layer=args.layer,
@@ -164,12 +168,14 @@ def rows_of(answers: list[Answer]) -> list[tuple[str, list[str]]]:
 
 
 def table(rows: list[tuple[str, list[str]]], texts: list[str]) -> str:
+    """Both answers and `rows_of` as aligned text."""
     lines = [f"{'':34}{'without DART':>16}{'with DART':>16}"]
     lines += [f"{name:34}{before:>16}{after:>16}" for name, (before, after) in rows]
     return "\n".join([f"without DART: {texts[0]}", f"with DART:    {texts[1]}", *lines])
 
 
 def figures(each: Answer, text: str) -> dict[str, Any]:
+    """One of the two runs, for the JSON file; `_ms` in milliseconds, `_bytes` in bytes."""
     return {
         "answer": text,
         "answer_tokens": len(each.ids),
@@ -191,6 +197,7 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
+    """The command `python -m dart`, and `serve`. argv: the words after it; None: the process's own."""
     given = sys.argv[1:] if argv is None else argv
     if given[:1] == ["serve"]:
         from dart.serve.command import main as serve

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import entry_points
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -24,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.video_utils import VideoMetadata
 
 from dart.media import Video
-from dart.utils import UserError, device_of, one_line
+from dart.utils import UserError, device_of, one_line, plug_ins
 from dart.views import Sources, find_views
 from dart.viz import View
 
@@ -72,11 +71,11 @@ def load(path: str, device: str | None, dtype: str | None, attention: str | None
     if not os.path.isdir(path) and (path.startswith((".", "/")) or path.count("/") != 1):
         raise UserError(f"model {path} does not exist: expected a folder with a checkpoint, or a hub name")
     try:
-        plugins = entry_points(group=GROUP)
-        for plugin in plugins:
-            if (loaded := plugin.load()(path, place, dtype, attention)) is not None:
+        plugins = plug_ins(GROUP)
+        for plugin in plugins.values():
+            if (loaded := plugin(path, place, dtype, attention)) is not None:
                 return loaded
-        _check_type(path, sorted(plugin.name for plugin in plugins))
+        _check_type(path, sorted(plugins))
         return TransformersModel(path, place, dtype, attention)
     except (UserError, torch.OutOfMemoryError):
         raise
@@ -117,6 +116,7 @@ class TransformersModel:
         self.model.eval()
 
     def prompt(self, messages: list[dict[str, Any]], images: list[Image.Image], videos: list[Video]) -> Prompt:
+        """The prompt of these turns. Raises UserError for what the processor does not take."""
         config = self.model.config
         if videos and getattr(self.processor, "video_processor", None) is None:
             raise UserError(f"models of type {config.model_type} take no videos: give the frames as --image")

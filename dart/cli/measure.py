@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from dart.cli.loading import Prompt
 from dart.utils import UserError, one_line
 
 GREEDY = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer decodes the first bytes of a character to
 # `generate` takes its cache under the name that it passes on; transformers 5.24 renamed it.
 GIVEN = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 CACHE = "cache" if "cache" in GIVEN else "past_key_values"
@@ -74,8 +76,33 @@ def cache_size(cache: Any) -> tuple[int, list[int]]:
     return sum(t.numel() * t.element_size() for t in tensors), [layer.keys.shape[-2] for layer in layers]
 
 
-def answer(model: Any, prompt: Prompt, config: dart.DartConfig | None, max_new_tokens: int) -> Answer:
-    """Greedy decoding of one prompt, with DART where there is a config."""
+class Stream(StoppingCriteria):
+    """Tells the text of an answer as it grows, and ends it when `stopped` says so.
+
+    skip: tokens of the prompt in what `generate` returns; tokenizer: decodes, in this thread alone.
+    """
+
+    def __init__(self, tell: Callable[[str], None], stopped: Callable[[], bool], skip: int, tokenizer: Any):
+        self.tell, self.stopped, self.skip, self.tokenizer = tell, stopped, skip, tokenizer
+        self.told = ""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
+        self.grow(input_ids[0, self.skip :].tolist(), last=False)
+        return torch.full((len(input_ids),), self.stopped(), dtype=torch.bool, device=input_ids.device)
+
+    def grow(self, ids: list[int], last: bool) -> None:
+        """Tell what is new in `ids`, the answer so far; half a character waits for its rest, unless it is the last."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        if last or not text.endswith(UNFINISHED):
+            if piece := text[len(self.told) :]:
+                self.tell(piece)
+            self.told = text
+
+
+def answer(
+    model: Any, prompt: Prompt, config: dart.DartConfig | None, max_new_tokens: int, stream: Stream | None = None
+) -> Answer:
+    """Greedy decoding of one prompt, with DART where there is a config. stream: hears of every token."""
     device = model.device
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     first = _FirstToken(cache, device)
@@ -86,7 +113,7 @@ def answer(model: Any, prompt: Prompt, config: dart.DartConfig | None, max_new_t
             **prompt.inputs,
             **{CACHE: cache},
             max_new_tokens=max_new_tokens,
-            stopping_criteria=StoppingCriteriaList([first]),
+            stopping_criteria=StoppingCriteriaList([first, *([stream] if stream else [])]),
             **GREEDY,
         )
         ended = now(device)

@@ -47,6 +47,7 @@ def _limit(text: str) -> int | None:
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line of `python -m dart.compare`."""
     out = Parser(
         prog="python -m dart.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
+    """The command `python -m dart.compare`. argv: the words after it; None: the process's own."""
     args = parser().parse_args(argv)
     from dart.compare import data, page, plan, plots, run, summary, tables
 

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import entry_points
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from PIL import Image
 
 from dart.media import Video, decoded_image, read_image, read_video
 from dart.records import read_lines
-from dart.utils import UserError
+from dart.utils import UserError, plug_ins
 
 GROUP = "dart.data"
 FILE = "questions.jsonl"  # of a folder of the user's own
@@ -64,6 +63,7 @@ class Sample:
 
     @property
     def counted_as(self) -> str:
+        """What this sample's score is counted with: its unit, else itself."""
         return self.unit or self.id
 
     def pictures(self) -> list[Image.Image]:
@@ -142,8 +142,8 @@ def open_data(text: str) -> DataSet:
 
 def _known() -> dict[str, Opener]:
     found: dict[str, Opener] = {}
-    for plugin in entry_points(group=GROUP):
-        found |= plugin.load()()
+    for names in plug_ins(GROUP).values():
+        found |= names()
     return found
 
 

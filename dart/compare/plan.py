@@ -30,6 +30,7 @@ class Rules:
     seeds: Sequence[int] = (0, 1, 2)
 
     def config(self, method: str, budget: Budget, seed: int | None) -> DartConfig:
+        """The settings of one method at one budget; seed None: 0."""
         return DartConfig(
             keep=budget,
             layer=self.layer,
@@ -62,6 +63,7 @@ class Setting:
 
 
 def cell_key(method: str, budget: Budget | None) -> str:
+    """A cell's name, `method@budget`; the method's alone for all tokens."""
     return method if budget is None else f"{method}@{budget:g}"
 
 

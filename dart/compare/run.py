@@ -64,6 +64,7 @@ class Shown:
 
     @cached_property
     def prompt(self) -> Prompt:
+        """The sample as it is."""
         return self._prompt(self.images, self.films)
 
     @cached_property
@@ -84,6 +85,7 @@ class Shown:
         return self._prompt([pixels(image, config) for image in self.images], []), config
 
     def of(self, setting: Setting) -> tuple[Prompt, DartConfig | None]:
+        """(the prompt, the settings to prune it with; None: not at all) of one run of this sample."""
         if setting.budget is None:
             return (self.grey if setting.method == BLIND else self.prompt), None
         if changes_pixels(setting.method):
@@ -107,6 +109,7 @@ class Answers:
             self.rows[row["sample"], row["setting"]] = row
 
     def add(self, row: Row) -> None:
+        """Write one answer down. Raises UserError on a full disk."""
         self.file.append(row)
         self.rows[row["sample"], row["setting"]] = row
 

@@ -55,6 +55,7 @@ def code(text: str) -> str:
 
 
 def budget_name(budget: float | None) -> str:
+    """A budget in words."""
     if budget is None:
         return "all tokens"
     return f"{budget} tokens" if isinstance(budget, int) else f"{100 * budget:g} % of the tokens"
@@ -70,10 +71,12 @@ def mark(cell: Mapping[str, Any]) -> str:
 
 
 def number(value: float | None, digits: int = 1) -> str:
+    """With `digits` decimals; a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def score_text(cell: Mapping[str, Any]) -> str:
+    """A cell's score in percent, its interval and its mark; or that it was not run."""
     if "reason" in cell:
         return "not run"
     interval = f"({100 * cell['low']:.0f}-{100 * cell['high']:.0f})"
@@ -91,6 +94,7 @@ def _row(results: Results, average: Mapping[str, Any]) -> list[str]:
 
 
 def to_markdown(results: Results) -> str:
+    """The whole table with its notes, as in `results.md`."""
     names = list(map(plain, names_of(results)))
     heads = ["method", "tokens", *names, "relative", "select ms", "prefill ms"]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
@@ -128,6 +132,7 @@ def notes(results: Results, plain: Callable[[str], str] = str) -> list[str]:
 
 
 def names_of(results: Results) -> list[str]:
+    """The names of the data sets, in order."""
     return [data["name"] for data in results["data"]]
 
 

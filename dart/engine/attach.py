@@ -33,10 +33,11 @@ logger = logging.getLogger(__name__)
 ATTACHED = "_dart_handle"
 OF_ATTENTION = frozenset({"keys", "values", "attention"})
 NEXT = "next_attention"
+TRL_LOSS = "fused_lm_head"  # the argument by which TRL's trainers tell a forward to compute their loss
 
 
 def unwrapped(model: Any) -> Any:
-    """The transformers model inside torch.compile's, peft's or a parallel wrapper."""
+    """The transformers model inside torch.compile's, peft's or a parallel wrapper; a model without one as it is."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
@@ -94,15 +95,20 @@ class PruneHandle:
         surface.forget_compiled(self.model)
 
     def prepare(self, images: Iterable[Any]) -> list[Any]:
-        """The PIL images as the strategy wants them, to be given to the processor; most strategies change nothing."""
+        """PIL images as the strategy wants them, to be given to the processor: as many, in the same order.
+
+        Most strategies change nothing; `downsample` makes them smaller.
+        """
         return [self.strategy.pixels(image, self.config) for image in images]
 
     @property
     def attached(self) -> bool:
+        """Are its hooks on the model?"""
         return bool(self._hooks)
 
     @property
     def flash(self) -> bool:
+        """Does the model run flash attention now?"""
         return "flash" in self.decoder.config._attn_implementation
 
     def _placed(self, config: DartConfig) -> tuple[DartConfig, list[Any]]:
@@ -237,6 +243,11 @@ class PruneHandle:
         forward.look(arguments)
         if arguments.get("labels") is None or self.family.aligns_labels or not forward.has_visual():
             return None
+        if kwargs.get(TRL_LOSS):
+            raise ValueError(
+                f"TRL's loss ({TRL_LOSS}=True) has no place for tokens that are dropped: give your class of TRL's "
+                "trainer the loss of transformers, compute_loss = transformers.Trainer.compute_loss (docs/training.md)"
+            )
         forward.labels = arguments["labels"]
         return (), {**arguments, "labels": None}
 
@@ -371,7 +382,7 @@ def prune(model: nn.Module, config: DartConfig | None = None) -> PruneHandle:
 
     model: a transformers model that takes images as placeholder tokens, or a LLaVA of `llava/`; also inside peft's,
         torch.compile's or a parallel wrapper.
-    config: the settings; by default `DartConfig()`, DART with 128 tokens after layer 2.
+    config: the settings; by default `DartConfig()`, DART with a budget of 128 tokens from layer 2 on.
 
     Returns the handle. `handle.remove()`, or the end of `with dart.prune(...) as handle:`, takes the pruning off again;
     `handle.last` reports what the last prefill kept. Weights, dtypes and devices stay as they are: nothing changes but

@@ -84,6 +84,7 @@ class StageKept:
 
     @property
     def ragged(self) -> bool:
+        """Do the samples keep different numbers of tokens?"""
         return len(set(self.widths)) > 1
 
 
@@ -147,6 +148,7 @@ class Forward:
             self.inputs = {**arguments, **prompt.grids, "input_ids": ids[:: self.repeats]}
 
     def enter_decoder(self, kwargs: dict[str, Any]) -> None:
+        """Note what the text model is given (its arguments by name): cache, positions, length."""
         embeds, cache = kwargs.get("inputs_embeds"), cache_of(kwargs)
         given = embeds if embeds is not None else kwargs.get("input_ids")
         self.length = 0 if given is None else int(given.shape[1])

@@ -25,6 +25,7 @@ class HostCopy:
         self._arrived.record(torch.cuda.current_stream(tensor.device))
 
     def numpy(self) -> np.ndarray:
+        """The array. Waits for the device, if the copy is not there yet."""
         if self._arrived is not None and not self._arrived.query():
             self._arrived.synchronize()
         return self._source.numpy()

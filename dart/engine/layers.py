@@ -83,6 +83,7 @@ class Layer:
 
     @property
     def recurrent(self) -> bool:
+        """Is it of a kind without softmax attention (linear attention, convolutions, Mamba)?"""
         return self.attention is None
 
 
@@ -168,6 +169,7 @@ class Recorder:
         self.values: torch.Tensor | None = None
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Keep keys and values, [B, heads, S, head_dim] each, and hand them back."""
         self.keys, self.values = keys.detach(), values.detach()
         return (keys, values) if self._cache is None else self._cache.update(keys, values, *args, **kwargs)
 

@@ -89,18 +89,22 @@ class PrunedLayer:
         return None
 
     def reset(self) -> None:
+        """Empty the layer, its layout included."""
         self.layout = None
         super().reset()  # type: ignore[misc]
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Rows in the order of `beam_idx`, LongTensor [B], the layout's too."""
         super().reorder_cache(beam_idx)  # type: ignore[misc]
         self._pick(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """The rows `indices` alone, LongTensor, the layout's too."""
         super().batch_select_indices(indices)  # type: ignore[misc]
         self._pick(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row `repeats` times, the layout's too."""
         super().batch_repeat_interleave(repeats)  # type: ignore[misc]
         if self.layout is not None:
             rows = torch.arange(len(self.layout.slots), device=self.layout.slots.device)
@@ -145,6 +149,7 @@ def layout_of(layer: Any) -> CacheLayout | None:
 
 
 def is_static(cache: Any) -> bool:
+    """Does the cache, or any layer of it, have a fixed number of slots?"""
     return cache is not None and bool(cache.is_compileable)
 
 

@@ -36,6 +36,7 @@ class Kept:
 
     @property
     def ragged(self) -> bool:
+        """Do the samples keep different numbers of tokens?"""
         return len(set(self.widths)) > 1
 
 
@@ -123,7 +124,10 @@ class Selector:
 
     @torch.no_grad()
     def run(self, batch: Batch, signals: list[Signals]) -> Kept:
-        """What stays of every sample."""
+        """What stays of every sample, text included. signals: one for each sample.
+
+        Raises TypeError or ValueError, naming the strategy, for a reduction of another number, order or membership.
+        """
         rows = self.strategy.reduce_batch(batch, self.config)
         if rows is not None:
             return Kept(self._checked_rows(rows, batch), batch.widths)
@@ -221,7 +225,10 @@ def selector(config: DartConfig, layers: int) -> list[Selector]:
 
 
 def merge_states(hidden: torch.Tensor, merges: list[list[tuple[torch.Tensor, Merge]]]) -> torch.Tensor:
-    """`hidden` [B, S, D] with dropped tokens added to kept ones; see `Merge`."""
+    """A copy of `hidden` [B, S, D] with dropped tokens added to kept ones, summed in float32; see `Merge`.
+
+    merges: per sample, (LongTensor [kept] of positions, what is added to them) of each token group that merges.
+    """
     hidden = hidden.clone()
     for row, merged in enumerate(merges):
         for keep, merge in merged:

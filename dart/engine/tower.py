@@ -286,6 +286,7 @@ class SharedVision:
 
     @contextmanager
     def on(self) -> Iterator[None]:
+        """While the `with` block runs, the tower answers what it has seen before from memory."""
         own = [vars(tower).get("forward") for tower in self.towers]  # accelerate puts one there
         for tower in self.towers:
             tower.forward = partial(self._forward, tower, tower.forward)

@@ -14,6 +14,7 @@ from dart.utils import Parser, UserError, add_revision, checkpoint_folder, exits
 
 
 def parser() -> argparse.ArgumentParser:
+    """The command line of `python -m dart serve`."""
     out = Parser(prog="python -m dart serve", description=__doc__)
     out.add_argument("--model", required=True, help="checkpoint folder or hub name of any supported family")
     add_revision(out)
@@ -55,6 +56,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
+    """The command `python -m dart serve`. argv: the words after it; None: the process's own."""
     args = parser().parse_args(argv)
     key = os.environ.get(args.api_key_env) if args.api_key_env else None
     if args.api_key_env and not key:

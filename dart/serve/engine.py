@@ -13,18 +13,17 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
 import dart
 from dart.cli.loading import Loaded, Prompt, TransformersModel
-from dart.cli.measure import GREEDY, now
+from dart.cli.measure import GREEDY, Stream, now
 from dart.serve.chat import Chat
 from dart.serve.errors import ApiError, refused
 from dart.serve.metrics import Metrics
 from dart.utils import UserError, one_line
 
 logger = logging.getLogger(__name__)
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer decodes the first bytes of a character to
 
 
 @dataclass(frozen=True)
@@ -50,30 +49,22 @@ class Job:
 
     @property
     def late(self) -> bool:
+        """Is its time up?"""
         return time.monotonic() > self.ends
 
 
-class _Watch(StoppingCriteria):
-    """Sees every token: tells the new text, and stops for a client that left or a time that is up."""
+class _Watch(Stream):
+    """Notes when the first token comes, and stops for a client that left or a time that is up."""
 
     def __init__(self, job: Job, prompt: Prompt, tokenizer: Any, device: torch.device):
-        self.job, self.skip, self.tokenizer, self.device = job, prompt.skip, tokenizer, device
+        super().__init__(job.tell, lambda: job.gone.is_set() or job.late, prompt.skip, tokenizer)
+        self.device = device
         self.first: float | None = None
-        self.told = ""
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
         if self.first is None:
             self.first = now(self.device)
-        self.tell(input_ids[0, self.skip :].tolist(), last=False)
-        stop = self.job.gone.is_set() or self.job.late
-        return torch.full((len(input_ids),), stop, dtype=torch.bool, device=input_ids.device)
-
-    def tell(self, ids: list[int], last: bool) -> None:
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        if last or not text.endswith(UNFINISHED):
-            if piece := text[len(self.told) :]:
-                self.job.tell(piece)
-            self.told = text
+        return super().__call__(input_ids, scores, **kwargs)
 
 
 class Engine:
@@ -101,6 +92,7 @@ class Engine:
             self.inside += 1
 
     def leave(self) -> None:
+        """A request that `enter` let in has ended."""
         with self.lock:
             self.inside -= 1
 
@@ -177,11 +169,12 @@ class Engine:
         ended = bool(ids) and ids[-1] in self.ends
         if job.late and not ended and len(ids) < chat.max_tokens:
             raise too_late()
-        watch.tell(ids, last=True)
+        watch.grow(ids, last=True)
         return Finished(length, len(ids), before, after, "stop" if ended else "length")
 
 
 def too_late() -> ApiError:
+    """The answer to a request whose time is up."""
     return ApiError(504, "the time limit of a request is up", code="timeout")
 
 

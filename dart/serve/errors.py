@@ -13,6 +13,7 @@ class ApiError(Exception):
         self.status, self.param, self.code = status, param, code
 
     def body(self) -> dict[str, Any]:
+        """The JSON object that OpenAI's clients read."""
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
         if self.status >= 500:
             kind = "server_error"

@@ -10,15 +10,19 @@ SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # upper bounds of
 
 
 class Histogram:
+    """Prometheus' histogram of durations in seconds."""
+
     def __init__(self, name: str, about: str):
         self.name, self.about = name, about
         self.counts, self.sum = [0] * (len(SECONDS) + 1), 0.0
 
     def add(self, value: float) -> None:
+        """Count one duration, in seconds."""
         self.counts[sum(value > bound for bound in SECONDS)] += 1
         self.sum += value
 
     def lines(self) -> list[str]:
+        """In Prometheus' text format."""
         totals = list(accumulate(self.counts))
         bounds = [*map(str, SECONDS), "+Inf"]
         buckets = [f'{self.name}_bucket{{le="{bound}"}} {total}' for bound, total in zip(bounds, totals, strict=True)]
@@ -43,11 +47,13 @@ class Metrics:
         self.total = Histogram("dart_request_seconds", "From a request's arrival to its end, errors included.")
 
     def ended(self, status: int, seconds: float) -> None:
+        """Count a request: its HTTP status, and seconds from its arrival to its end."""
         with self.lock:
             self.statuses[status] += 1
             self.total.add(seconds)
 
     def generated(self, before: int, after: int, completion: int, prefill_s: float) -> None:
+        """Count an answer: visual tokens before and after pruning, tokens generated, seconds of its prefill."""
         with self.lock:
             for name, value in zip(self.ABOUT, (before, after, completion), strict=True):
                 self.tokens[name] += value

@@ -93,6 +93,7 @@ class Tokens:
 
     @property
     def keep(self) -> int:
+        """How many of `visual` stay."""
         return self.plan.keep
 
     @property
@@ -141,7 +142,10 @@ class Strategy:
     question_aware: ClassVar[bool] = False
 
     def stages(self, config: DartConfig, layers: int) -> tuple[Stage, ...]:
-        """Where it drops tokens, of a decoder of `layers` layers. By default once, at `config.layer`; nowhere: ()."""
+        """Where it drops tokens, of a decoder of `layers` layers. By default once, at `config.layer`; nowhere: ().
+
+        Raises ValueError for options that name no such place.
+        """
         return (Stage(config.layer),)
 
     def needed(self, config: DartConfig) -> frozenset[str]:
@@ -149,7 +153,7 @@ class Strategy:
         return self.needs
 
     def pixels(self, image: Image, config: DartConfig) -> Image:
-        """What `PruneHandle.prepare` makes of a PIL image before the processor sees it. By default nothing."""
+        """What `PruneHandle.prepare` makes of a PIL image before the processor sees it. By default the image itself."""
         return image
 
     def count(self, config: DartConfig, tokens: int, budget: float, texts: int | None = None) -> int:
@@ -162,7 +166,12 @@ class Strategy:
         return min(tokens, int(budget))
 
     def reduce(self, tokens: Tokens) -> Reduction:
-        """Choose `tokens.keep` of `tokens.visual`."""
+        """Choose `tokens.keep` of `tokens.visual`.
+
+        Returns a `Reduction` whose `keep` is a LongTensor [tokens.keep] of positions out of `tokens.visual`, ascending,
+        on its device. The engine refuses anything else by the strategy's name. Called once for each token group of each
+        stage from which something goes: tokens.keep < len(tokens.visual).
+        """
         raise NotImplementedError
 
     def reduce_batch(self, batch: Batch, config: DartConfig) -> torch.Tensor | None:
@@ -170,7 +179,7 @@ class Strategy:
         return None
 
     def option(self, config: DartConfig, name: str) -> Any:
-        """The value of an option of its own."""
+        """The value of an option of its own: the caller's, else the default in `options`."""
         return config.options.get(name, self.options[name])
 
 
@@ -246,14 +255,15 @@ REGISTRY: dict[str, Strategy] = {}
 def register(name: str) -> Callable[[type], type]:
     """Class decorator: `@register("mine")` makes `DartConfig(strategy="mine")` work.
 
-    Raises TypeError for a class that is no `Strategy`, and ValueError for a name that is taken.
+    A class that is defined anew, in a notebook's cell or a reloaded file, takes the place of its former self. Raises
+    TypeError for a class that is no `Strategy`, and ValueError for a name that another class has.
     """
 
     def add(cls: type) -> type:
         if not issubclass(cls, Strategy):
             raise TypeError(f"strategy {name!r}: {cls.__qualname__} must be a subclass of dart.strategies.Strategy")
-        if name in REGISTRY:
-            other = type(REGISTRY[name])
+        other = type(REGISTRY.get(name))
+        if name in REGISTRY and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(
                 f"strategy {name!r} is already registered by {other.__module__}.{other.__qualname__}; "
                 "choose another name"

@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, kernels.md and data.md, from docs/results/latency-*.json and the like."""
+"""The tables of docs/performance.md, training.md, kernels.md and data.md, from docs/results/*.json."""
 
 from __future__ import annotations
 
@@ -61,6 +61,23 @@ def methods_table(result: dict[str, Any]) -> str:
         f"percent of its unpruned score, mean of {', '.join(accuracy['data'])} ({accuracy['source']})."
     )
     return "\n".join(lines)
+
+
+def training_table(result: dict[str, Any]) -> str:
+    """A step of fine-tuning, each way beside the plain one."""
+    heads = ["way", "seconds a step", "times faster", "peak memory, MB", "of plain"]
+    plain = result["rows"][0]["peak_mb"]["median"]
+    body = []
+    for row in result["rows"]:
+        cells = [f"{row[key]['median']:g} ±{row[key]['iqr']:g}" for key in ("step_s", "times_faster", "peak_mb")]
+        body.append([row["way"], *cells, f"{row['peak_mb']['median'] / plain:.2f}"])
+    checkpointing = "with" if result["checkpointing"] else "without"
+    what = (
+        f"**{result['model']}**, {result['dtype']}, {result['attn']}, batch {result['batch']}, {result['tokens']} "
+        f"tokens of which {result['visual_tokens']} are visual, {checkpointing} gradient checkpointing; `dart` keeps "
+        f"{result['keep']}. Medians of {result['repeats']} rounds of {result['steps']} steps. {result['note']}"
+    )
+    return "\n".join([what.rstrip(), "", *markdown(heads, body), "", _source(result)])
 
 
 def scaling_table(result: dict[str, Any]) -> str:
@@ -127,6 +144,7 @@ def video_table(result: dict[str, Any]) -> str:
 # page -> {marker: table of one results file}
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "performance.md": {"latency": latency_tables, "methods": methods_table, "selection-scaling": scaling_table},
+    "training.md": {"training-speed": training_table},
     "data.md": {"probe": probe_table, "video": video_table, "evidence": evidence_table},
     "kernels.md": {"kernel-builds": builds_table, "kernels": kernels_table},
 }

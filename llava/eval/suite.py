@@ -2,7 +2,8 @@
 
 Every cell (a benchmark under a setting) is one run of the evaluation loop. Finished cells are written to one JSON file
 at once and are not run again; an interrupted one resumes at its last answer. A benchmark that cannot be run is a row of
-the table that says why, and is tried again the next time. Flags of the loop (--device, --batch-size, ...) pass through.
+the table that says why, is tried again the next time, and makes the exit code 1. Flags of the loop (--device,
+--batch-size, ...) pass through.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import dart
-from dart.utils import Parser, UserError, exits_cleanly, one_line, provenance, write_json, write_text
+from dart.cli import count
+from dart.config import PIVOT_ORDERS
+from dart.records import check_regular
+from dart.utils import Parser, Unfinished, UserError, exits_cleanly, one_line, provenance, write_json, write_text
 from llava.eval import tasks
 from llava.eval.engine.answers import read_lines
 from llava.eval.engine.ranks import Ranks
 from llava.eval.engine.runner import Runner
 from llava.eval.engine.suite_table import BLIND, UNPRUNED, to_html, to_markdown
 from llava.eval.vtc import run as vtc
-from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, read_json
+from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, or_embedded, read_json
 
 RANDOM = "random"
 
@@ -69,6 +73,7 @@ class Suite:
     """Runs the missing cells of one results file. Raises UserError for a file of another checkpoint."""
 
     def __init__(self, checkpoint: str, data_of: Callable[[str], Path], out: Path, work: Path, loop_flags: list[str]):
+        check_regular(out)
         self.data_of, self.out, self.runner = data_of, out, Runner(checkpoint, work, loop_flags)
         digest = self.runner.digest
         known = read_json(out) if out.is_file() else {"checkpoint_sha256": digest}
@@ -139,7 +144,10 @@ def part_of(benchmark: str) -> tuple[tasks.Task, str | None]:
 
 
 def _words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
+    words = list(dict.fromkeys(word for word in text.split(",") if word))
+    if not words:
+        raise argparse.ArgumentTypeError(f"expected names with commas between, got {text!r}")
+    return words
 
 
 def _numbers(text: str) -> list[int]:
@@ -157,15 +165,17 @@ def main(argv: list[str] | None = None) -> None:
         vtc.main(argv)
         return
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[chooser])
-    parser.add_argument("--ckpt", default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
-    parser.add_argument("--data", default=str(EMBEDDED_DATA), help="folder that holds the benchmarks' folders")
+    parser.add_argument("--ckpt", type=or_embedded, default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
+    parser.add_argument(
+        "--data", type=or_embedded, default=str(EMBEDDED_DATA), help="folder that holds the benchmarks' folders"
+    )
     parser.add_argument(
         "--benchmarks", type=_words, default="textvqa,pope,mme", help="names, or name:split for one part of a benchmark"
     )
     parser.add_argument("--keep", type=_numbers, default="192,128,64", help="budgets in visual tokens")
     parser.add_argument("--strategies", type=_words, default="dart,random,uniform", help="methods (docs/methods.md)")
     parser.add_argument("--pivot-orders", type=_words, default="original", help="of DART: original, norm")
-    parser.add_argument("--seeds", type=int, default=1, help="runs of the random strategy")
+    parser.add_argument("--seeds", type=count(1), default=1, help="runs of the random strategy")
     parser.add_argument("--blind", action="store_true", help="also ask with every image replaced by grey")
     parser.add_argument("--out", type=Path, help="the results' JSON file; tables are written beside it (.md, .html)")
     parser.add_argument("--overwrite", action="store_true", help="throw earlier results away")
@@ -174,6 +184,8 @@ def main(argv: list[str] | None = None) -> None:
         dart.strategies.get(name)
     for name in args.benchmarks:
         part_of(name)
+    if unknown := [order for order in args.pivot_orders if order not in PIVOT_ORDERS]:
+        raise UserError(f"--pivot-orders: unknown {', '.join(unknown)}; known: {', '.join(PIVOT_ORDERS)}")
     if Ranks.from_environment().count > 1:
         raise UserError(
             "the suite is one process; several share one benchmark: accelerate launch -m llava.eval.run ..."
@@ -184,9 +196,18 @@ def main(argv: list[str] | None = None) -> None:
         loop_flags.append("--overwrite")
     settings = settings_of(args.strategies, args.keep, args.pivot_orders, list(range(args.seeds)), args.blind)
     suite = Suite(args.ckpt, lambda _: Path(args.data), out, out.parent / f"{out.stem}-answers", loop_flags)
-    suite.cells(args.benchmarks, list(settings))
+    rows = list(settings)
+    suite.cells(args.benchmarks, rows)
+    asked = [f"{benchmark}/{setting.name}" for setting in rows for benchmark in args.benchmarks]
+    lost = [key for key in asked if "error" in suite.results["cells"][key]]
     print(to_markdown(suite.results))
-    print(json.dumps({"results": str(out), "cells": len(suite.results["cells"])}))
+    print(json.dumps({"results": str(out), "cells": len(suite.results["cells"]), "not_run": len(lost)}))
+    if lost:
+        names = ", ".join(dict.fromkeys(key.split("/")[0] for key in lost))
+        raise Unfinished(
+            f"{len(lost)} of {len(asked)} runs have no score ({names}): the table says why; mend it and give the same "
+            "command again, which keeps the others"
+        )
 
 
 if __name__ == "__main__":

@@ -144,8 +144,8 @@ def _dtype(value: torch.dtype | str | None, device: torch.device) -> torch.dtype
     return dtype_of(value) if isinstance(value, str) else value
 
 
-def checked_folder(path: str) -> str:
-    folder = checkpoint_folder(path)
+def checked_folder(path: str, revision: str | None = None) -> str:
+    folder = checkpoint_folder(path, revision)
     if not os.path.isfile(os.path.join(folder, "config.json")):
         raise FileNotFoundError(f"{folder} has no config.json: expected a LLaVA checkpoint folder")
     return folder

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 import transformers
 
-from dart.utils import UserError, one_line
+from dart.utils import UserError, installed_by, one_line
 
 ON_BAD_SAMPLE = ("refuse", "skip")
 CHECKPOINTING = "activation_checkpointing"  # the name of gradient_checkpointing in newer releases
@@ -42,6 +42,9 @@ class ModelArguments:
     """What is trained."""
 
     model_name_or_path: str | None = field(default=None, metadata={"help": "language model or LLaVA checkpoint"})
+    revision: str | None = field(
+        default=None, metadata={"help": "commit, tag or branch of model_name_or_path on the hub; default: main"}
+    )
     version: str = field(default="v1", metadata={"help": "conversation template, plain for stage 1"})
     freeze_backbone: bool = field(default=False, metadata={"help": "do not train the language model"})
     tune_mm_mlp_adapter: bool = field(default=False, metadata={"help": "train the projector alone (stage 1)"})
@@ -250,4 +253,4 @@ def _zero_stage(training: TrainingArguments) -> int:
 
 def _need(package: str, flag: str, extra: str) -> None:
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"{flag} needs the package {package}, which is not installed: pip install 'dart-vlm[{extra}]'")
+        raise UserError(f"{flag} needs the package {package}, which is not installed: {installed_by(extra)}")

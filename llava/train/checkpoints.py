@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.trainer import TRAINER_STATE_NAME
@@ -44,7 +45,7 @@ def write(learner: Learner, folder: str, state: Mapping[str, torch.Tensor] | Non
         _save_tensors(tensors, os.path.join(folder, NON_LORA_FILE), rest)
         learner.llava.config.save_pretrained(folder)
     else:
-        _write_tower(learner, folder)
+        write_tower(learner.llava, learner.processor, folder)
 
 
 def _save_tensors(state: Mapping[str, torch.Tensor], file: str, parts: tuple[str, ...]) -> None:
@@ -53,13 +54,13 @@ def _save_tensors(state: Mapping[str, torch.Tensor], file: str, parts: tuple[str
         torch.save(chosen, temporary)
 
 
-def _write_tower(learner: Learner, folder: str) -> None:
+def write_tower(llava: Any, processor: Any, folder: str) -> None:
     """The tower's settings in a folder of the checkpoint, named in its config: its weights are the model's now."""
-    config = copy.deepcopy(learner.llava.config)
+    config = copy.deepcopy(llava.config)
     config.mm_vision_tower = os.path.basename(os.path.normpath(config.mm_vision_tower))
     home = os.path.join(folder, config.mm_vision_tower)
-    learner.llava.get_vision_tower().tower.config.save_pretrained(home)
-    learner.processor.save_pretrained(home)
+    llava.get_vision_tower().tower.config.save_pretrained(home)
+    processor.save_pretrained(home)
     config.save_pretrained(folder)
 
 
@@ -72,20 +73,56 @@ def read(learner: Learner, folder: str) -> None:
 def to_resume(output_dir: str, given: str | None, anew: bool) -> str | None:
     """The checkpoint to go on from: the one that is given, else the newest whole one in `output_dir`, else None.
 
-    given: --resume_from_checkpoint, a folder or True / False. anew: False was meant. Raises UserError where `given` is
-    no checkpoint, or `True` and there is none.
+    given: --resume_from_checkpoint, a folder or True / False. anew: --overwrite_output_dir, None whatever is there.
+    Raises UserError where `given` is no checkpoint, `True` and there is none, `False` and there is one, and where the
+    checkpoint has no optimizer.
     """
     wish = str(given).lower() if given is not None else None
     if wish not in (None, "true", "false"):
         if not _is_whole(Path(str(given))):
             raise UserError(f"--resume_from_checkpoint {given} is no checkpoint folder of a training run")
-        return str(given)
-    if anew or wish == "false":
+        return _with_optimizer(Path(str(given)))
+    if anew:
         return None
-    found = [path for path in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if _is_whole(path)]
-    if not found and wish == "true":
-        raise UserError(f"--resume_from_checkpoint True: {output_dir} (--output_dir) has no checkpoint to go on from")
-    return str(max(found, key=lambda path: int(path.name.rpartition("-")[2]))) if found else None
+    found = [path for path in _folders(output_dir) if _is_whole(path)]
+    if not found:
+        if wish == "true":
+            raise UserError(
+                f"--resume_from_checkpoint True: {output_dir} (--output_dir) has no checkpoint to go on from"
+            )
+        return None
+    newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    if wish == "false":
+        raise UserError(
+            f"--resume_from_checkpoint False: {output_dir} (--output_dir) has {newest.name} of an earlier run: choose "
+            "another folder, or remove its checkpoints with --overwrite_output_dir True"
+        )
+    return _with_optimizer(newest)
+
+
+def clear(output_dir: str) -> None:
+    """Remove the checkpoints of an earlier run, which a new one that is cut off must not go on from."""
+    for folder in _folders(output_dir):
+        forget(folder)
+        shutil.rmtree(folder)
+
+
+def forget(folder: str | Path) -> None:
+    """From now on the checkpoint counts as unfinished, whatever is written to it or removed from it."""
+    Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)
+
+
+def _folders(output_dir: str) -> list[Path]:
+    return list(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+
+
+def _with_optimizer(folder: Path) -> str:
+    if not any(folder.glob("rng_state*")):
+        raise UserError(
+            f"{folder} has weights alone (--save_only_model): a run cannot go on from it; --overwrite_output_dir True "
+            "starts anew, and --model_name_or_path takes a model's weights from any folder"
+        )
+    return str(folder)
 
 
 def _is_whole(path: Path) -> bool:
@@ -103,7 +140,7 @@ def check_saving(learner: Learner, output_dir: str, keeps_optimizer: bool) -> li
 
     Raises UserError for a folder that cannot be written or has no room for one checkpoint.
     """
-    notes = mend_generation(learner)
+    notes = mend_generation(learner.llava)
     try:
         os.makedirs(output_dir, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output_dir) as folder:
@@ -121,9 +158,9 @@ def check_saving(learner: Learner, output_dir: str, keeps_optimizer: bool) -> li
     return notes
 
 
-def mend_generation(learner: Learner) -> list[str]:
-    """Settings of sampling without sampling (Vicuna's) cannot be saved: they are dropped, with a note."""
-    generation = learner.llava.generation_config
+def mend_generation(llava: Any) -> list[str]:
+    """Settings of sampling without sampling (Vicuna's) cannot be saved: sampling is switched on, with a note."""
+    generation = llava.generation_config
     try:
         generation.validate(strict=True)
     except ValueError:

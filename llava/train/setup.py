@@ -78,7 +78,7 @@ def plan(arguments: Arguments) -> Plan:
     Raises UserError, ValueError or FileNotFoundError for what is missing or does not fit.
     """
     folder, projector_file = (
-        checked_folder(str(arguments.model.model_name_or_path)),
+        checked_folder(str(arguments.model.model_name_or_path), arguments.model.revision),
         arguments.model.pretrain_mm_mlp_adapter,
     )
     if projector_file and not os.path.isfile(projector_file):

@@ -19,7 +19,7 @@ from dart.epic import EpicTrainer
 from dart.utils import UserError, exits_cleanly, needed
 from llava.conversation import get_template
 from llava.train.arguments import Arguments, parse
-from llava.train.checkpoints import check_saving, to_resume
+from llava.train.checkpoints import check_saving, clear, to_resume
 from llava.train.conversations import check_tokenizer
 from llava.train.data import Conversations, Encoder
 from llava.train.pruning import epic_settings, pruning_callback
@@ -95,6 +95,8 @@ def train(arguments: Arguments, trainer_class: type[LlavaTrainer] | None = None)
         raise UserError(str(error)) from error
     if checkpoint:
         say(f"goes on from {checkpoint}")
+    if training.overwrite_output_dir and training.should_save and not checkpoint:
+        clear(str(training.output_dir))
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()
     trainer.save_model()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from dart.training import DartTrainer
 from llava.train import checkpoints
@@ -83,6 +84,17 @@ class LlavaTrainer(DartTrainer, Trainer):
         if self.learner.saved != PROJECTOR:
             super()._save(folder, state_dict)
         checkpoints.write(self.learner, folder, state_dict)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        if self.args.should_save:
+            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            checkpoints.forget(os.path.join(self.args.output_dir, folder))
+        super()._save_checkpoint(model, trial)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # The last file that every process writes: the state file, which says that a checkpoint is whole, comes next.
+        self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if self.learner.saved != PROJECTOR:

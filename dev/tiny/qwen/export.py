@@ -97,6 +97,7 @@ def _tokenizer_config(tokenizer: Tokenizer) -> dict:
         "errors": "replace",
         "model_max_length": CONTEXT,
         "pad_token": "<|endoftext|>",
+        "padding_side": "left",
         "split_special_tokens": False,
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,

@@ -22,7 +22,7 @@ from llava.conversation import get_template
 from llava.dart_args import check_image_span, dart_config, dart_settings, pruned
 from llava.eval.engine.answers import AnswersFile, Key, answer_id, check_regular, key_of, settings_file
 from llava.eval.engine.examples import Example, chunk_of, content_of, digest_of, open_questions, read_question_file
-from llava.eval.engine.model import Loaded, add_model_arguments, generate, load
+from llava.eval.engine.model import Loaded, add_model_arguments, base_folder, generate, load
 from llava.eval.engine.prompts import Batch, Encoded, build_prompt, collate, encode
 from llava.eval.engine.ranks import (
     Ranks,
@@ -43,7 +43,7 @@ VISUAL_TOKENS, TOKEN_DIGITS = "visual_tokens", 4  # in an answer's metadata
 GPU_WORKERS = 2
 SETTINGS = [
     "torch_dtype", "attn_implementation", "conv_mode", "temperature", "top_p", "num_beams", "max_new_tokens", "blind",
-    "num_chunks", "chunk_idx", "blur", "revision",
+    "num_chunks", "chunk_idx", "blur", "revision", "model_base_revision",
 ]  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def settings_of(args: argparse.Namespace, examples: Sequence[Example]) -> dict[s
         "questions_sha256": digest_of(examples, failed),
         "checkpoint_sha256": [
             fingerprint(checkpoint_folder(args.model_path, args.revision)),
-            args.model_base and fingerprint(checkpoint_folder(args.model_base)),
+            fingerprint(base_folder(args)),
         ],
     }
 
@@ -274,19 +274,24 @@ def _check_failures(path: Path, examples: Sequence[Example], settings: dict[str,
         )
 
 
-def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
-    """Raises UserError for what can be refused before anything is read."""
+def check_values(args: argparse.Namespace) -> None:
+    """Raises UserError or ValueError for values of flags that no run can have."""
     dart_config(args)
     check_decoding(args)
-    answers, questions = Path(args.answers_file), Path(args.question_file)
-    check_regular(answers)
-    if answers.resolve() == questions.resolve() or _same(answers, questions):
-        raise UserError(f"--answers-file and the question file are both {answers}: choose another --answers-file")
     if args.blur is not None and args.blur < 1:
         raise UserError(f"--blur must be 1 or more, got {args.blur}")
     if args.batch_size < 1:
         raise UserError(f"--batch-size must be 1 or more, got {args.batch_size}")
     get_template(args.conv_mode)
+
+
+def _check_flags(args: argparse.Namespace, ranks: Ranks) -> None:
+    """Raises UserError for what can be refused before anything is read."""
+    check_values(args)
+    answers, questions = Path(args.answers_file), Path(args.question_file)
+    check_regular(answers)
+    if answers.resolve() == questions.resolve() or _same(answers, questions):
+        raise UserError(f"--answers-file and the question file are both {answers}: choose another --answers-file")
     if args.overwrite and ranks.count > 1:
         raise UserError(
             "--overwrite is for a single process; run it once without accelerate launch, or choose another file"

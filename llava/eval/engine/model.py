@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, TextStreamer
 
-from dart.utils import DTYPES, add_revision, checkpoint_folder
+from dart.utils import DTYPES, UserError, add_revision, checkpoint_folder
 from llava.dart_args import add_dart_arguments
 from llava.eval.engine.prompts import Batch
 from llava.eval.engine.ranks import ALONE, Ranks
 from llava.eval.engine.sampling import decoding_of
+from llava.files import or_embedded
 from llava.mm_utils import get_model_name_from_path
 from llava.model.builder import load_pretrained_model
+
+BASE_REVISION = "--model-base-revision"
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,14 @@ def add_model_arguments(parser: argparse.ArgumentParser, default_path: str | Non
     """Flags of the model, of decoding and of DART. default_path: a checkpoint to use when none is named."""
     parser.add_argument(
         "--model-path",
+        type=or_embedded,
         required=default_path is None,
         default=default_path,
         help="folder or hub name of a LLaVA checkpoint",
     )
     add_revision(parser)
     parser.add_argument("--model-base", help="checkpoint that a LoRA or a projector alone belongs to")
+    add_revision(parser, BASE_REVISION)
     parser.add_argument("--device", help="such as cuda:1; default: a GPU where there is one, else cpu")
     parser.add_argument("--torch-dtype", choices=DTYPES, help="of the weights (float16 on CUDA, float32 on a CPU)")
     parser.add_argument("--conv-mode", default="vicuna_v1", help="template of the prompt (default: %(default)s)")
@@ -49,6 +54,15 @@ def add_model_arguments(parser: argparse.ArgumentParser, default_path: str | Non
     add_dart_arguments(parser)
 
 
+def base_folder(args: argparse.Namespace) -> str | None:
+    """The folder of --model-base, None without one. Raises what `checkpoint_folder` does."""
+    if args.model_base is None:
+        if args.model_base_revision is not None:
+            raise UserError(f"{BASE_REVISION} is for --model-base, which is not given")
+        return None
+    return checkpoint_folder(args.model_base, args.model_base_revision, BASE_REVISION)
+
+
 def load(args: argparse.Namespace, ranks: Ranks = ALONE) -> Loaded:
     """The checkpoint, on the device that is asked for; of several processes each takes a GPU of its own."""
     device = args.device
@@ -56,7 +70,7 @@ def load(args: argparse.Namespace, ranks: Ranks = ALONE) -> Loaded:
         device = f"cuda:{ranks.local % torch.cuda.device_count()}"
     tokenizer, model, processor, _ = load_pretrained_model(
         checkpoint_folder(args.model_path, args.revision),
-        args.model_base,
+        base_folder(args),
         None,
         device=device,
         torch_dtype=args.torch_dtype,

@@ -10,7 +10,7 @@ from pathlib import Path
 from dart import PruneReport
 from dart.utils import Parser, checkpoint_folder
 from llava.eval.engine.examples import Example
-from llava.eval.engine.loop import add_loop_arguments, run
+from llava.eval.engine.loop import add_loop_arguments, check_values, run
 from llava.eval.engine.model import Loaded, load
 from llava.eval.tasks.base import Task
 from llava.files import fingerprint
@@ -18,15 +18,19 @@ from llava.files import fingerprint
 
 class Runner:
     """checkpoint: a folder or hub name; folder: holds a folder of answers files for each checkpoint; loop_flags: those
-    of every run. digest: what tells checkpoints apart."""
+    of every run. digest: what tells checkpoints apart.
+
+    Raises UserError or ValueError for flags that no run can have.
+    """
 
     def __init__(self, checkpoint: str, folder: Path, loop_flags: Sequence[str]):
         self.checkpoint, self.loop_flags = checkpoint, list(loop_flags)
         self.parser = Parser(prog="suite: flags of the loop")
         add_loop_arguments(self.parser, files=False)
-        self.parser.set_defaults(max_new_tokens=None, conv_mode=None)
-        revision = self._arguments(folder, []).revision
-        self.digest = str(fingerprint(checkpoint_folder(checkpoint, revision)))
+        given = self._arguments(folder, [])
+        check_values(given)
+        self.parser.set_defaults(max_new_tokens=None, conv_mode=None)  # the task decides, where no flag does
+        self.digest = str(fingerprint(checkpoint_folder(checkpoint, given.revision)))
         self.folder = folder / self.digest[:12]
 
     def _arguments(self, answers: Path, flags: Sequence[str]) -> argparse.Namespace:

@@ -20,14 +20,14 @@ import torch
 
 from dart.config import DartConfig
 from dart.strategies.base import REGISTRY, Reduction, Strategy, Tokens
-from dart.utils import Parser, UserError, exits_cleanly, provenance, write_json
+from dart.utils import Parser, UserError, add_revision, exits_cleanly, provenance, write_json
 from llava.eval.engine.suite_table import BLIND, NOT_RUN, UNPRUNED, markdown
 from llava.eval.probe.drawing import GRID
 from llava.eval.probe.files import EVIDENCE
 from llava.eval.probe.scenes import ANSWERS
 from llava.eval.probe.sets import SEEDS, SETS, seed_of, split_of
 from llava.eval.suite import Setting, Suite, part_of
-from llava.files import EMBEDDED_MODEL, ROOT, read_json
+from llava.files import EMBEDDED_MODEL, or_embedded, read_json
 
 ORACLE = "evidence"
 WITHOUT, ALONE = (Setting(name, ORACLE, keep=1) for name in ("without-evidence", "evidence-alone"))  # keep is not used
@@ -37,7 +37,7 @@ SOLVED = 95.0  # percent that the unpruned model must reach
 SLACK = 10.0  # points between two rows that are called equal: two standard errors of 96 questions
 BAND = (30.0, 50.0)  # percent of the way from blind to unpruned that random is wanted at
 VERDICT = {True: "valid", False: "valid, but not local"}
-DATA = ROOT / "playground" / "data" / "eval"
+DATA = Path("playground", "data", "eval")
 Figures = dict[str, Any]
 
 
@@ -177,7 +177,8 @@ def _names(text: str) -> list[str]:
 @exits_cleanly
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
+    parser.add_argument("--ckpt", type=or_embedded, default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
+    add_revision(parser)
     parser.add_argument("--data", type=Path, default=DATA, help="folder in which the sets are made")
     parser.add_argument("--sets", type=_names, default=list(SETS))
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help=f"data seeds, 1 to {len(SEEDS)}")
@@ -192,6 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out or Path("outputs", "probe") / f"{Path(args.ckpt).name}.json"
     work = out.parent / f"{out.stem}-answers"
     flags = ["--batch-size", args.batch_size, "--num-chunks", str(args.chunks)]
+    flags += ["--revision", args.revision] if args.revision else []
     suite = Validation(args.ckpt, lambda _: args.data, out, work, flags)
     splits = [f"probe:{split_of(name, seed)}" for seed in SEEDS[: args.seeds] for name in args.sets]
     suite.cells(splits, settings())

@@ -20,6 +20,7 @@ from typing import Any
 import dart
 from dart import DartConfig
 from dart.config import BUDGET_KINDS
+from dart.records import check_regular
 from dart.utils import Parser, UserError, exits_cleanly, one_line, provenance, write_json, write_text
 from llava.eval import tasks
 from llava.eval.engine.answers import read_lines
@@ -30,7 +31,7 @@ from llava.eval.engine.suite_table import BLIND, SEED
 from llava.eval.vtc.groups import FILTER, ORIGINAL, RATIOS, TOLERANCE, Run, aligned, compare, tokens_of, vote
 from llava.eval.vtc.read import judged, read_run
 from llava.eval.vtc.table import POOLED, to_markdown
-from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL
+from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, or_embedded
 from llava.model.anyres import is_anyres
 
 POOL, BLUR, RANDOM, UNIFORM = "pooling", "blur", "random", "uniform"
@@ -334,8 +335,10 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(
         prog="suite --protocol vtc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.add_argument("--ckpt", default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
-    made.add_argument("--data", type=Path, default=EMBEDDED_DATA, help="folder that holds the benchmarks' folders")
+    made.add_argument("--ckpt", type=or_embedded, default=str(EMBEDDED_MODEL), help="checkpoint folder or hub name")
+    made.add_argument(
+        "--data", type=or_embedded, default=str(EMBEDDED_DATA), help="folder that holds the benchmarks' folders"
+    )
     made.add_argument("--benchmarks", type=_words, help="default: textvqa,pope,mme")
     made.add_argument("--filter", type=_some_of([*FILTERS, VOTE]), default=["pool"], help="one or more, commas between")
     made.add_argument("--ratio", type=_ratios, required=True, help="D: images are D times smaller per side")
@@ -410,15 +413,17 @@ def check(args: argparse.Namespace, loop_flags: Sequence[str]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args, loop_flags = parser().parse_known_args(argv)
     check(args, loop_flags)
+    if args.out is not None:
+        check_regular(args.out)
     if args.answers is None:
         args.benchmarks = args.benchmarks or ["textvqa", "pope", "mme"]
         out = args.out or Path("outputs", "suite") / f"vtc-{Path(args.ckpt).name}.json"
         runner = Runner(args.ckpt, out.parent / f"{out.stem}-answers", [*loop_flags, *["--overwrite"] * args.overwrite])
-        results = measure(Protocol(runner, lambda _: args.data, args.limit, args.seeds), out, args)
+        results = measure(Protocol(runner, lambda _: Path(args.data), args.limit, args.seeds), out, args)
     else:
         out = args.out or Path("outputs", "suite", "vtc-answers.json")
         benchmark = args.benchmarks[0] if args.benchmarks else None
-        found = read_blocks(args.answers, args.tokens, benchmark, args.data, args.ratio[0])
+        found = read_blocks(args.answers, args.tokens, benchmark, Path(args.data), args.ratio[0])
         results = found | provenance()
         save(out, results)
     print(to_markdown(results))
