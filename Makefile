@@ -137,8 +137,9 @@ test-lmms: setup-lmms
 test-serve: setup
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/test_serve*.py
 
+# A process for each file: an engine leaves its process with settings of its own, which a server would inherit.
 test-vllm: $(VLLM_STAMP)
-	OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest tests/test_vllm_*.py
+	set -e; for file in tests/test_vllm_*.py; do OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest $$file; done
 
 test-demo: setup-demo
 	OMP_NUM_THREADS=1 $(DEMO)/bin/python -m pytest -k gradio tests/test_gradio.py tests/test_bad_inputs.py

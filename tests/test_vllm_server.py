@@ -43,7 +43,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     said = tmp_path_factory.mktemp("server") / "log.txt"
-    environment = os.environ | {"PYTHON": sys.executable, "PER_REQUEST": "1", "KEEP": "0.222", "PORT": str(port)}
+    # Without the settings of the engines in this process (tests/vllm_beside.py).
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    environment |= {"PYTHON": sys.executable, "PER_REQUEST": "1", "KEEP": "0.222", "PORT": str(port)}
     command = ["bash", str(ROOT / "scripts" / "serve" / "vllm.sh"), "--max-model-len", "2048", "--max-num-seqs", "8"]
     with said.open("w") as log, subprocess.Popen(command, env=environment, stdout=log, stderr=log) as server:
         client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=120)
