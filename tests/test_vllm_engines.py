@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from vllm.lora.request import LoRARequest
 from vllm_beside import ANSWER, MODELS, QWEN, QWEN_IMAGE, SAMPLING, Served, picture, same
 
 from scripts.convert_llava_to_hf import main as convert
@@ -41,6 +40,7 @@ def adapter(model: torch.nn.Module, folder: Path) -> None:
 
 
 def test_a_request_with_an_adapter(tmp_path: Path) -> None:
+    lora = pytest.importorskip("vllm.lora.request")  # without vLLM, `vllm` is this project's folder
     served = Served(MODELS / "qwen2_5-vl-tiny", QWEN, QWEN_IMAGE, enable_lora=True, max_lora_rank=8)
     try:
         images, asked = [picture(20)], {"keep": 0.3}
@@ -49,7 +49,10 @@ def test_a_request_with_an_adapter(tmp_path: Path) -> None:
         same(before, served.expected(images, QUESTION, asked))
         adapter(served.model, tmp_path)
         (answer,) = served.engine.generate(
-            [request], SamplingParams(**SAMPLING), use_tqdm=False, lora_request=LoRARequest("one", 1, str(tmp_path))
+            [request],
+            SamplingParams(**SAMPLING),
+            use_tqdm=False,
+            lora_request=lora.LoRARequest("one", 1, str(tmp_path)),
         )
         assert answer.outputs[0].logprobs != before.outputs[0].logprobs
         same(answer, served.expected(images, QUESTION, asked))
