@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.arguments import list_of, positive
 from benchmarks.output import print_table, publish
+from benchmarks.plot import Curve, check_chart, line_chart
 from dart.utils import Parser, UserError, exits_cleanly, needed, provenance
 from llava.eval.engine.examples import read_question_file
 
@@ -161,8 +162,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--api-key", default="none")
     parser.add_argument("--note", default="", help="about the server: its command")
     parser.add_argument("--out", help="such as docs/results/serving-cpu.json")
+    parser.add_argument("--plot", help="a PNG file: requests a second over clients")
     args = parser.parse_args(argv)
+    check_chart(args.plot)
     rows = run(args)
+    if args.plot:
+        curves = [
+            Curve(name, [(row["clients"], row["requests_per_s"]) for row in rows if row["setting"] == name])
+            for name in args.settings
+        ]
+        line_chart(Path(args.plot), args.served, "clients at a time", "requests a second", curves)
     publish({**provenance(), "server": args.note, "model": args.served, "rows": rows}, args.out)
 
 

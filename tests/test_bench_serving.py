@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from benchmarks.serving import main
+from dev.results import speed
 
 pytest.importorskip("openai")
 REQUESTS, DIFFERENT = 12, 6
@@ -58,11 +59,11 @@ def server(after_alone: str) -> Iterator[str]:
         httpd.server_close()
 
 
-def rows(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, after_alone: str) -> list[dict]:
+def rows(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, after_alone: str, *more: str) -> list[dict]:
     monkeypatch.setattr("benchmarks.serving.DIFFERENT", DIFFERENT)
     with server(after_alone) as url:
         words = ["--url", url, "--served", "m", "--clients", "1,4", "--requests", str(REQUESTS)]
-        main([*words, "--settings", '{"unpruned": false, "64": {"keep": 64}}'])
+        main([*words, "--settings", '{"unpruned": false, "64": {"keep": 64}}', *more])
     return json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
 
 
@@ -78,6 +79,14 @@ def test_every_answer_is_that_of_the_request_alone(capsys, monkeypatch):
 def test_what_is_wrong_or_lost_is_counted(capsys, monkeypatch, fault, counted, other):
     found = rows(capsys, monkeypatch, fault)
     assert all(row[counted] == REQUESTS // 3 and row[other] == 0 for row in found)
+
+
+def test_a_recorded_run_becomes_a_table_and_a_chart(tmp_path, capsys, monkeypatch):
+    out, plot = tmp_path / "serving-cpu.json", tmp_path / "serving-cpu.png"
+    rows(capsys, monkeypatch, "answer", "--out", str(out), "--plot", str(plot))
+    page = speed.page_with_results("serving.md", "<!-- results:serving -->\n<!-- /results:serving -->", tmp_path)
+    assert "| 4 | unpruned | 12 | 0 | 0 | 99 |" in page and "| 1.00 |" in page and "serving-cpu.png" in page
+    assert plot.read_bytes().startswith(b"\x89PNG")
 
 
 def test_no_server_is_one_line(capsys):

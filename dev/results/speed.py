@@ -1,4 +1,4 @@
-"""The tables of docs/performance.md, training.md, kernels.md and data.md, from docs/results/*.json."""
+"""The tables of docs/performance.md, training.md, serving.md, kernels.md and data.md, from docs/results/*.json."""
 
 from __future__ import annotations
 
@@ -80,6 +80,20 @@ def training_table(result: dict[str, Any]) -> str:
     return "\n".join([what.rstrip(), "", *markdown(heads, body), "", _source(result)])
 
 
+def serving_table(result: dict[str, Any]) -> str:
+    """Many clients at a server, every setting beside the first one at the same number of clients."""
+    heads = ["clients", "dropped", "requests", "lost", "wrong", "prompt tokens", "requests a second", "times"]
+    heads += ["first word, s (95 %)", "whole answer, s (95 %)"]
+    base = {row["clients"]: row["requests_per_s"] for row in reversed(result["rows"])}
+    body = []
+    for row in result["rows"]:
+        cells = [row[key] for key in ("clients", "setting", "requests", "lost", "wrong", "prompt_tokens")]
+        cells += [row["requests_per_s"], f"{row['requests_per_s'] / base[row['clients']]:.2f}"]
+        cells += [f"{row[f'{name}_median_s']:.2f} ({row[f'{name}_p95_s']:.2f})" for name in ("first", "total")]
+        body.append([str(cell) for cell in cells])
+    return "\n".join([*markdown(heads, body), "", f"{result['model']}; {result['server']}. {_source(result)}"])
+
+
 def scaling_table(result: dict[str, Any]) -> str:
     """Selection over the number of visual tokens."""
     heads = ["visual tokens", *(f"{name}, ms" for name in SCOPES.values()), "peak MB", "operands MB"]
@@ -145,6 +159,7 @@ def video_table(result: dict[str, Any]) -> str:
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "performance.md": {"latency": latency_tables, "methods": methods_table, "selection-scaling": scaling_table},
     "training.md": {"training-speed": training_table},
+    "serving.md": {"serving": serving_table},
     "data.md": {"probe": probe_table, "video": video_table, "evidence": evidence_table},
     "kernels.md": {"kernel-builds": builds_table, "kernels": kernels_table},
 }
