@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -155,3 +156,29 @@ def test_pixtral_has_llavas_name_and_is_refused(tmp_path: Path) -> None:
         same(answer, served.expected(images, QUESTION))
     finally:
         served.close()
+
+
+@pytest.mark.parametrize(
+    ("part", "option"),
+    [
+        ("compilation_config", {"cudagraph_mm_encoder": True}),
+        ("parallel_config", {"pipeline_parallel_size": 2}),
+        ("parallel_config", {"enable_dbo": True}),
+        ("multimodal_config", {"video_pruning_rate": 0.5}),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused_before_its_model_is_built(part: str, option: dict[str, Any]) -> None:
+    from dart_vllm import seam
+
+    parts: dict[str, dict[str, Any]] = {
+        "compilation_config": {},
+        "parallel_config": {"pipeline_parallel_size": 1},
+        "multimodal_config": {},
+    }
+    parts[part] |= option
+    config = SimpleNamespace(**{name: SimpleNamespace(**values) for name, values in parts.items()})
+    config.model_config = SimpleNamespace(multimodal_config=config.multimodal_config)
+    models = [seam.PrunedQwen2_5VL] + ([seam.PrunedLlava] if part == "compilation_config" else [])
+    for model in models:
+        with pytest.raises(ValueError, match=next(iter(option)).split("_")[0]):
+            model(vllm_config=config)

@@ -136,6 +136,17 @@ class PrunedModel:
 
     may_be_others: ClassVar[bool] = False
 
+    def __init__(self, *, vllm_config: Any, prefix: str = ""):
+        for wrong, why in self.impossible(vllm_config):
+            if wrong:
+                raise ValueError(f'{KEY}: does not go with {why} (VLLM_PLUGINS="" takes the plugin off)')
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+
+    def impossible(self, vllm_config: Any) -> list[tuple[Any, str]]:
+        """Whether an option of the engine is set, and why it cannot be."""
+        captured = getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False)
+        return [(captured, "cudagraph_mm_encoder: a captured tower gives all tokens")]
+
     def embed_multimodal(self, **kwargs: Any) -> Any:
         given = {modality: kwargs.pop(field(modality), None) for modality in MODALITIES}
         present = [each for each in given.values() if each is not None]
@@ -197,22 +208,23 @@ class PrunedMRope(PrunedModel):
     """
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        most = vllm_config.scheduler_config.max_num_batched_tokens
+        away = torch.zeros(AXES, most, dtype=torch.long, device=next(self.parameters()).device)  # type: ignore[attr-defined]
+        # A buffer, so that a captured CUDA graph reads what the next step writes.
+        self.register_buffer("dart_places", away, persistent=False)  # type: ignore[attr-defined]
+
+    def impossible(self, vllm_config: Any) -> list[tuple[Any, str]]:
         parallel, multimodal = vllm_config.parallel_config, vllm_config.model_config.multimodal_config
-        for wrong, why in (
+        return [
+            *super().impossible(vllm_config),
             (getattr(multimodal, "video_pruning_rate", None), "video_pruning_rate: both drop tokens"),
             (
                 parallel.pipeline_parallel_size > 1,
                 "pipeline parallelism (use tensor parallelism): later stages lack places",
             ),
             (getattr(parallel, "enable_dbo", False), "enable_dbo: halves of a batch have places of their own"),
-        ):
-            if wrong:
-                raise ValueError(f'{KEY}: does not go with {why} (VLLM_PLUGINS="" takes the plugin off)')
-        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        most = vllm_config.scheduler_config.max_num_batched_tokens
-        away = torch.zeros(AXES, most, dtype=torch.long, device=next(self.parameters()).device)  # type: ignore[attr-defined]
-        # A buffer, so that a captured CUDA graph reads what the next step writes.
-        self.register_buffer("dart_places", away, persistent=False)  # type: ignore[attr-defined]
+        ]
 
     def embed_input_ids(
         self, input_ids: torch.Tensor, multimodal_embeddings: Any = None, **kwargs: Any
