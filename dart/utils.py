@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -291,7 +292,7 @@ def provenance() -> dict[str, Any]:
         driver = _said_by("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split()
         versions["driver"] = driver[0] if driver else "unknown"
     return {
-        "command": " ".join([*_started(), *sys.argv[1:]]),
+        "command": shlex.join([*_started(), *sys.argv[1:]]),
         "commit": _commit(root) or "unknown",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "hardware": hardware,
