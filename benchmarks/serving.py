@@ -2,8 +2,9 @@
 
 Works with every server whose requests say what is dropped: `python -m dart serve --per-request` (`--field dart`) and
 vLLM with the plugin (`--field mm_processor_kwargs`). Every request is first asked alone; an answer among many clients
-that differs is counted as wrong, one that does not come as lost. Settings take turns at every number of clients. Start
-the server without a prefix cache: the same images are asked about again. JSON last line.
+that differs is counted as wrong, one that does not come as lost. Settings take turns at every number of clients. Where
+the server's /metrics tell how full vLLM's KV cache is, the fullest moment is noted. Start the server without a prefix
+cache: the same images are asked about again. JSON last line.
 """
 
 from __future__ import annotations
@@ -11,10 +12,14 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import re
 import statistics
+import threading
 import time
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
@@ -32,6 +37,8 @@ QUESTIONS = ROOT / "playground" / "data" / "mini" / "textvqa"
 DIFFERENT = 60  # requests that differ from each other
 FIELDS = ("dart", "mm_processor_kwargs")
 PERCENTILES = 20  # of which the last one is the 95th
+CACHE = re.compile(r"^vllm:kv_cache_usage_perc\S* (\S+)$", re.MULTILINE)  # between 0 and 1
+LOOK_S = 0.1  # between two looks at the cache
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,37 @@ def measured(answers: Sequence[Answer], alone: Sequence[Answer], seconds: float)
     return row
 
 
+def cache_share(url: str) -> float | None:
+    """How full vLLM's KV cache is, 0 to 1, of the server whose API is at `url`; None where it does not tell."""
+    try:
+        with urllib.request.urlopen(f"{url.removesuffix('/v1')}/metrics", timeout=LOOK_S * 100) as answer:
+            found = CACHE.search(answer.read().decode())
+    except OSError:
+        return None
+    return float(found[1]) if found else None
+
+
+@contextmanager
+def cache_looks(url: str) -> Iterator[list[float]]:
+    """How full the cache was at every look in the meantime; nothing where the server does not tell."""
+    looks: list[float] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while (share := cache_share(url)) is not None:
+            looks.append(share)
+            if over.wait(LOOK_S):
+                return
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield looks
+    finally:
+        over.set()
+        thread.join()
+
+
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Raises UserError when the server does not answer a request that comes alone."""
     openai = needed("openai", "eval")
@@ -126,12 +164,12 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for clients in args.clients:
         for name, call in calls.items():
-            start = time.perf_counter()
-            with ThreadPoolExecutor(clients) as pool:
+            with cache_looks(args.url) as looks, ThreadPoolExecutor(clients) as pool:
+                start = time.perf_counter()
                 answers = list(pool.map(call, [asked[k % len(asked)] for k in range(args.requests)]))
-            rows.append(
-                {"setting": name, "clients": clients, **measured(answers, alone[name], time.perf_counter() - start)}
-            )
+                seconds = time.perf_counter() - start
+            cache = {"cache_peak": round(max(looks), 4)} if looks else {}
+            rows.append({"setting": name, "clients": clients, **measured(answers, alone[name], seconds), **cache})
             print_table(rows[-1:])
     return rows
 

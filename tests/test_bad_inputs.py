@@ -87,6 +87,7 @@ COMMANDS: dict[str, tuple[str, list[str]]] = {
     "benchmark_against": ("benchmarks.against", ["--out", "{out}/a.json"]),
     "benchmark_methods": ("benchmarks.methods", ["--out", "{out}/a.json"]),
     "benchmark_selection": ("benchmarks.selection", []),
+    "benchmark_serving_vllm": ("benchmarks.serving_vllm", ["--out", "{out}/a.json"]),
     "benchmark_serving": ("benchmarks.serving", ["--served", "m", "--out", "{out}/a.json"]),
     "benchmark_scaling": ("benchmarks.scaling", ["--out", "{out}/a.json"]),
     "benchmark_training": ("benchmarks.training", ["--out", "{out}/a.json"]),

@@ -47,6 +47,12 @@ def server(after_alone: str) -> Iterator[str]:
                 self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
             self.wfile.write(b"data: [DONE]\n\n")
 
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            if after_alone == "tell":
+                self.wfile.write(b'# TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{engine="0"} 0.25\n')
+
         def log_message(self, *_: object) -> None:
             pass
 
@@ -81,10 +87,16 @@ def test_what_is_wrong_or_lost_is_counted(capsys, monkeypatch, fault, counted, o
     assert all(row[counted] == REQUESTS // 3 and row[other] == 0 for row in found)
 
 
+def test_the_cache_is_looked_at_where_the_server_tells(capsys, monkeypatch):
+    assert {row["cache_peak"] for row in rows(capsys, monkeypatch, "tell")} == {0.25}
+    assert not any("cache_peak" in row for row in rows(capsys, monkeypatch, "answer"))
+
+
 def test_a_recorded_run_becomes_a_table_and_a_chart(tmp_path, capsys, monkeypatch):
     out, plot = tmp_path / "serving-cpu.json", tmp_path / "serving-cpu.png"
     rows(capsys, monkeypatch, "answer", "--out", str(out), "--plot", str(plot))
-    page = speed.page_with_results("serving.md", "<!-- results:serving -->\n<!-- /results:serving -->", tmp_path)
+    text = "".join(f"<!-- results:{part} -->\n<!-- /results:{part} -->\n" for part in speed.PAGES["serving.md"])
+    page = speed.page_with_results("serving.md", text, tmp_path)
     assert "| 4 | unpruned | 12 | 0 | 0 | 99 |" in page and "| 1.00 |" in page and "serving-cpu.png" in page
     assert plot.read_bytes().startswith(b"\x89PNG")
 

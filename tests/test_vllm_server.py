@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import socket
 import subprocess
@@ -101,6 +102,17 @@ def test_eight_clients_get_what_each_gets_alone(client: Any) -> None:
     with ThreadPoolExecutor(CLIENTS) as pool:
         together = list(pool.map(lambda request: ask(client, request), requests * ROUNDS))
     assert together == alone * ROUNDS
+
+
+def test_vllms_own_client_loses_nothing(client: Any) -> None:
+    url = str(client.base_url).removesuffix("/v1/")
+    words = ["--url", url, "--requests", "8", "--clients", "4"]
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.serving_vllm", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    rows = json.loads(run.stdout.splitlines()[-1])["rows"]
+    assert [(row["setting"], row["requests"], row["lost"]) for row in rows] == [("unpruned", 8, 0), ("0.222", 8, 0)]
 
 
 def test_the_servers_budget_is_that_of_a_request_without_one(client: Any) -> None:

@@ -81,15 +81,17 @@ def training_table(result: dict[str, Any]) -> str:
 
 
 def serving_table(result: dict[str, Any]) -> str:
-    """Many clients at a server, every setting beside the first one at the same number of clients."""
+    """Many clients at a server, every setting beside the first one at the same number of clients. What the client that
+    asked does not know is "-"."""
     heads = ["clients", "dropped", "requests", "lost", "wrong", "prompt tokens", "requests a second", "times"]
-    heads += ["first word, s (95 %)", "whole answer, s (95 %)"]
+    heads += ["first word, s (95 %)", "whole answer, s (95 %)", "KV cache at most"]
     base = {row["clients"]: row["requests_per_s"] for row in reversed(result["rows"])}
     body = []
     for row in result["rows"]:
-        cells = [row[key] for key in ("clients", "setting", "requests", "lost", "wrong", "prompt_tokens")]
+        cells = [row.get(key, "-") for key in ("clients", "setting", "requests", "lost", "wrong", "prompt_tokens")]
         cells += [row["requests_per_s"], f"{row['requests_per_s'] / base[row['clients']]:.2f}"]
         cells += [f"{row[f'{name}_median_s']:.2f} ({row[f'{name}_p95_s']:.2f})" for name in ("first", "total")]
+        cells.append(f"{row['cache_peak']:.1%}" if "cache_peak" in row else "-")
         body.append([str(cell) for cell in cells])
     return "\n".join([*markdown(heads, body), "", f"{result['model']}; {result['server']}. {_source(result)}"])
 
@@ -159,7 +161,7 @@ def video_table(result: dict[str, Any]) -> str:
 PAGES: dict[str, dict[str, Callable[[dict[str, Any]], str]]] = {
     "performance.md": {"latency": latency_tables, "methods": methods_table, "selection-scaling": scaling_table},
     "training.md": {"training-speed": training_table},
-    "serving.md": {"serving": serving_table},
+    "serving.md": {"serving": serving_table, "client": serving_table},
     "data.md": {"probe": probe_table, "video": video_table, "evidence": evidence_table},
     "kernels.md": {"kernel-builds": builds_table, "kernels": kernels_table},
 }
