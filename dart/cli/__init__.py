@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # torch and transformers take seconds to import: not for --he
 ATTENTION = ("eager", "sdpa", "flash_attention_2", "flex_attention")
 DTYPES = ("float32", "float16", "bfloat16")
 MOST = 2**31 - 1  # of a count
+LAST_PORT = 65535
 TIMES = "times: one run each after {} to warm up, on {}; reading the images is not counted, the vision tower is"
 
 
@@ -46,12 +47,12 @@ def budget(text: str) -> int | float:
     return value
 
 
-def count(least: int) -> Any:
-    """The type of an argument: a whole number of `least` or more."""
+def count(least: int, most: int = MOST) -> Any:
+    """The type of an argument: a whole number from `least` to `most`."""
 
     def parse(text: str) -> int:
-        if not text.isdecimal() or not least <= int(text) <= MOST:
-            raise argparse.ArgumentTypeError(f"expected a number from {least} to {MOST}, got {text!r}")
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"expected a number from {least} to {most}, got {text!r}")
         return int(text)
 
     return parse

@@ -8,7 +8,7 @@ import os
 import socket
 from pathlib import Path
 
-from dart.cli import ATTENTION, DTYPES, budget, count
+from dart.cli import ATTENTION, DTYPES, LAST_PORT, budget, count
 from dart.config import DartConfig
 from dart.utils import Parser, UserError, add_revision, checkpoint_folder, exits_cleanly, needed, one_line
 
@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     out.add_argument("--strategy", default="dart", help="how to choose them (dart); a wrong name lists all")
     out.add_argument("--per-request", action="store_true", help='accept {"dart": {"keep": 64}} in a request')
     out.add_argument("--host", default="127.0.0.1", help="address to serve at (127.0.0.1: this machine alone)")
-    out.add_argument("--port", type=count(1), default=8000, help="port to serve at (8000)")
+    out.add_argument("--port", type=count(1, LAST_PORT), default=8000, help="port to serve at (8000)")
     out.add_argument("--api-key-env", metavar="NAME", help="environment variable with the key that clients must send")
     out.add_argument("--allow-image-urls", default="", metavar="HOST[,HOST]", help="fetch images from these hosts")
     out.add_argument("--queue", type=count(0), default=16, help="requests that may wait (16)")
@@ -48,7 +48,7 @@ def bound(host: str, port: int) -> socket.socket:
     place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         place.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         place.close()
         raise UserError(f"cannot serve at {host}, port {port} ({one_line(error)}): choose --host and --port") from error
     return place

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import queue
+import reprlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +18,11 @@ from typing import Any
 
 import dart
 from dart import strategies
-from dart.cli import ATTENTION, DTYPES, count, messages, note_on_pruning, rows_of
+from dart.cli import ATTENTION, DTYPES, LAST_PORT, MOST, count, messages, note_on_pruning, rows_of
 from dart.cli.loading import Loaded, Prompt, TransformersModel, load
 from dart.cli.measure import Answer, Stream, answer
 from dart.media import read_image, read_video
+from dart.serve.command import bound
 from dart.utils import (
     MEMORY_IS_SHORT,
     Parser,
@@ -46,17 +48,22 @@ EXAMPLES = (
     ("scene_0000.jpg", f"What number is on the green sign?{SHORT}"),
     ("scene_0001.jpg", f"What color is the star?{SHORT}"),
 )
+GRADIO_ASKS_FOR = "127.0.0.1"  # its port, too, whatever the host
+Payload = dict[str, Any] | None  # an upload as Gradio sends it
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a visitor chose. image, video: paths of uploads; keep: visual tokens after the strategy's last stage."""
+    """What a visitor chose. image, video: paths of uploads; keep: visual tokens after the strategy's last stage.
+
+    The last three are what was sent, which may be of any type: `Demo.ask` checks them.
+    """
 
     image: str | None
     video: str | None
-    question: str
-    keep: int
-    strategy: str
+    question: Any
+    keep: Any
+    strategy: Any
 
 
 @dataclass(frozen=True)
@@ -87,17 +94,15 @@ class Demo:
 
     def ask(self, asked: Asked) -> Iterator[Shown]:
         """Both answers as they grow, then the figures. Raises UserError, ValueError or TypeError for bad input."""
-        if not asked.question.strip():
+        if not isinstance(asked.question, str) or not asked.question.strip():
             raise UserError("there is no question: type one")
         if len(asked.question) > LONGEST_QUESTION:
             raise UserError(f"the question has {len(asked.question)} characters: at most {LONGEST_QUESTION} are taken")
         if asked.strategy not in self.strategies:
             raise UserError(
-                f"this model and page have no method {asked.strategy!r}: choose {', '.join(self.strategies)}"
+                f"this model and page have no method {_named(asked.strategy)}: choose {', '.join(self.strategies)}"
             )
-        if asked.keep < 1:
-            raise UserError(f"tokens to keep: expected 1 or more, got {asked.keep}")
-        config = self._config(asked.strategy, asked.keep)
+        config = self._config(asked.strategy, _whole(asked.keep))
         prompt = self._in_turn(self._prompt, asked.image, asked.video, asked.question).result()
         texts, answers = ["", ""], []
         gone = threading.Event()
@@ -136,8 +141,8 @@ class Demo:
     def _prompt(self, image: str | None, video: str | None, question: str) -> Prompt:
         if not image and not video:
             raise UserError("there is nothing to look at: upload a picture" + " or a video" * self.takes_videos)
-        images = [read_image(image)] if image else []
-        videos = [read_video(video, self.frames, None)] if video else []
+        images = [_read(image, read_image)] if image else []
+        videos = [_read(video, read_video, self.frames, None)] if video else []
         prompt = self.loaded.prompt(messages(question, len(images), len(videos)), images, videos)
         longest = getattr(self.loaded.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
         # LLaVA's own format has a placeholder for each image where transformers' has its tokens
@@ -176,29 +181,53 @@ class Demo:
         return "\n".join(lines)
 
 
-def build(demo: Demo, name: str) -> Any:
-    """The page, a `gradio.Blocks`."""
-    gr = needed("gradio", "demo")
+def _whole(keep: Any) -> int:
+    """The number of tokens to keep. Raises UserError for whatever else was sent."""
+    if type(keep) not in (int, float) or keep % 1 or keep < 1:
+        raise UserError(f"tokens to keep: expected a whole number of 1 or more, got {_named(keep)}")
+    return int(min(keep, MOST))
 
-    def sent(payload: Any) -> str | None:
-        """The path of a file as it was sent: dart.media reads it, with its limits and messages."""
-        return payload.path if payload else None
+
+def _named(sent: Any) -> str:
+    """What was sent, for a message about it."""
+    return "nothing" if sent is None else reprlib.repr(sent)
+
+
+def _path(payload: Payload) -> str | None:
+    return payload["path"] if payload else None
+
+
+def _read(path: str, read: Callable[..., Any], *settings: Any) -> Any:
+    """An upload. A UserError names the file as the visitor does, without the folder that it lies in here."""
+    try:
+        return read(path, *settings)
+    except UserError as error:
+        raise UserError(str(error).replace(os.path.join(os.path.dirname(path), ""), "")) from error
+
+
+def build(demo: Demo, name: str) -> Any:
+    """The page, a `gradio.Blocks`.
+
+    `preprocess=False` hands on what was sent: Gradio's own checks raise errors that nobody can read, and it would decode
+    uploads that `dart.media` reads, with its limits and messages.
+    """
+    gr = needed("gradio", "demo")
 
     def told(error: Exception) -> Any:
         return gr.Error(escape(one_line(error)), title="Please change this", print_exception=False)
 
-    def sized(image: str | None, video: str | None = None) -> Any:
+    def sized(image: Payload, video: Payload = None) -> Any:
         if not image and not video:
             return gr.skip()
         try:
-            total = demo.visual_tokens(image, video)
+            total = demo.visual_tokens(_path(image), _path(video))
         except (UserError, ValueError) as error:
             raise told(error) from error
         first = max(1, round(FIRST_SHARE * total))
         return gr.Slider(maximum=total, value=first, label=f"Visual tokens to keep, of {total}")
 
-    def ask(question: str, keep: int, strategy: str, image: str | None, video: str | None = None) -> Iterator[Any]:
-        asked = Asked(image, video, question or "", keep, strategy)
+    def ask(question: Any, keep: Any, strategy: Any, image: Payload, video: Payload = None) -> Iterator[Any]:
+        asked = Asked(_path(image), _path(video), question, keep, strategy)
         try:
             for shown in demo.ask(asked):
                 done = shown.figures is not None
@@ -210,9 +239,7 @@ def build(demo: Demo, name: str) -> Any:
                 raise
             raise told(UserError("there is too little memory for this: take a smaller picture")) from error
 
-    def ask_again(
-        question: str, keep: int, strategy: str, image: str | None, video: str | None = None
-    ) -> Iterator[Any]:
+    def ask_again(question: Any, keep: Any, strategy: Any, image: Payload, video: Payload = None) -> Iterator[Any]:
         """When the slider or the method moves: nothing happens as long as there is nothing to ask."""
         if question and (image or video):
             yield from ask(question, keep, strategy, image, video)
@@ -261,10 +288,9 @@ def build(demo: Demo, name: str) -> Any:
             gr.Markdown(f"<small>not here: **{method}**: {escape(why)}</small>")
         chosen, results = [question, keep, strategy, *looked_at], [before, after, figures, kept]
         for each in looked_at:
-            each.preprocess = sent  # of this object: of a new class Gradio would write a stub file beside this one
-            each.change(sized, looked_at, keep, show_progress="hidden")
-        gr.on([button.click, question.submit], ask, chosen, results)
-        gr.on([keep.release, strategy.input], ask_again, chosen, results, trigger_mode="always_last")
+            each.change(sized, looked_at, keep, show_progress="hidden", preprocess=False)
+        gr.on([button.click, question.submit], ask, chosen, results, preprocess=False)
+        gr.on([keep.release, strategy.input], ask_again, chosen, results, trigger_mode="always_last", preprocess=False)
     return page
 
 
@@ -278,7 +304,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add_revision(out)
     out.add_argument("--host", default="127.0.0.1", help="address to serve at (127.0.0.1: this machine alone)")
-    out.add_argument("--port", type=count(1), default=7860, help="port to serve at (7860)")
+    out.add_argument("--port", type=count(1, LAST_PORT), default=7860, help="port to serve at (7860)")
     out.add_argument("--layer", type=count(0), default=2, help="drop tokens before this decoder layer (2)")
     out.add_argument("--frames", type=count(1), default=8, help="frames of a video, at most (8)")
     out.add_argument("--max-new-tokens", type=count(1), default=128, help="of an answer, at most (128)")
@@ -296,6 +322,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser().parse_args(argv)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
     gr = needed("gradio", "demo")
+    for host in (args.host, GRADIO_ASKS_FOR):
+        bound(host, args.port).close()
     loaded = load(checkpoint_folder(args.model_path, args.revision), args.device, args.dtype, args.attn_implementation)
     try:
         demo = Demo(loaded, args.layer, args.frames, args.warm_up, args.max_new_tokens)
