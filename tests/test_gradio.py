@@ -10,6 +10,7 @@ import time
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -109,8 +110,17 @@ def test_a_visitor_who_leaves_leaves_nothing_behind(demo: Demo) -> None:
         ({"question": "  "}, "there is no question"),
         ({"question": "x" * (LONGEST_QUESTION + 1)}, f"at most {LONGEST_QUESTION}"),
         ({"question": "7" * (LONGEST_QUESTION - 1)}, "tokens of the prompt"),
-        ({"keep": 0}, "tokens to keep: expected 1 or more, got 0"),
+        ({"keep": 0}, "tokens to keep: expected a whole number of 1 or more, got 0"),
         ({"keep": -3}, "keep"),
+        ({"keep": None}, "tokens to keep: expected a whole number of 1 or more, got nothing"),
+        ({"keep": "many"}, "1 or more, got 'many'"),
+        ({"keep": float("nan")}, "1 or more, got nan"),
+        ({"keep": float("inf")}, "1 or more, got inf"),
+        ({"keep": 2.5}, "1 or more, got 2.5"),
+        ({"keep": True}, "1 or more, got True"),
+        ({"question": None}, "there is no question"),
+        ({"question": ["a"]}, "there is no question"),
+        ({"strategy": ["dart"]}, "no method ['dart']"),
         ({"strategy": "dort"}, "no method 'dort'"),
         ({"strategy": "downsample"}, "no method 'downsample'"),
         ({"video": str(CLIPS)}, "video"),
@@ -121,6 +131,34 @@ def test_bad_input_is_one_line_and_the_page_lives(demo: Demo, change: dict, said
         list(demo.ask(replace(SCENE, **change)))
     assert said in str(error.value) and "\n" not in str(error.value)
     assert list(demo.ask(SCENE))[-1].figures
+
+
+def test_a_bad_upload_is_named_as_the_visitor_does(demo: Demo, tmp_path: Path) -> None:
+    broken = tmp_path / "holiday.png"
+    broken.write_bytes(b"no picture")
+    for upload in ({"image": str(broken)}, {"image": None, "video": str(broken)}):
+        with pytest.raises(UserError) as error:
+            list(demo.ask(replace(SCENE, **upload)))
+        assert "holiday.png" in str(error.value) and str(tmp_path) not in str(error.value)
+
+
+def test_a_port_that_cannot_be_had_is_told_before_a_model_is_read(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", ModuleType("gradio"))
+    monkeypatch.setattr("llava.serve.gradio_web_server.load", lambda *_: pytest.fail("the model was read"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for words, said in (
+            (["--port", "70000"], "from 1 to 65535, got '70000'"),
+            (["--port", port], f"port {port}"),
+            (["--host", "192.0.2.1"], "192.0.2.1"),
+        ):
+            with pytest.raises(SystemExit) as ended:
+                main(words)
+            assert ended.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_what_the_model_cannot_do_is_not_offered(demo: Demo) -> None:

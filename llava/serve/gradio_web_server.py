@@ -208,8 +208,8 @@ def _read(path: str, read: Callable[..., Any], *settings: Any) -> Any:
 def build(demo: Demo, name: str) -> Any:
     """The page, a `gradio.Blocks`.
 
-    `preprocess=False` hands on what was sent: Gradio's own checks raise errors that nobody can read, and it would decode
-    uploads that `dart.media` reads, with its limits and messages.
+    `preprocess=False` hands on what was sent: Gradio's own checks raise errors that nobody can read, and it would
+    decode uploads that `dart.media` reads, with its limits and messages. That a file is an upload it checks all the same.
     """
     gr = needed("gradio", "demo")
 
