@@ -209,7 +209,8 @@ def build(demo: Demo, name: str) -> Any:
     """The page, a `gradio.Blocks`.
 
     `preprocess=False` hands on what was sent: Gradio's own checks raise errors that nobody can read, and it would
-    decode uploads that `dart.media` reads, with its limits and messages. That a file is an upload it checks all the same.
+    decode uploads that `dart.media` reads, with its limits and messages. It checks all the same that a file is an
+    upload.
     """
     gr = needed("gradio", "demo")
 
