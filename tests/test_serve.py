@@ -302,7 +302,7 @@ def test_health_models_and_metrics(loaded):
         (["--model", "./none", "--api-key-env", "DART_NO_SUCH_KEY"], "DART_NO_SUCH_KEY"),
         (["--model", "./none", "--strategy", "drat"], "did you mean dart?"),
         (["--model", "./none", "--keep", "1.5"], "expected tokens"),
-        (["--model", "./none", "--port", "70000"], "port 70000"),
+        (["--model", "./none", "--port", "70000"], "from 1 to 65535, got '70000'"),
         (["--model", "./none", "--host", "192.0.2.1"], "cannot serve at 192.0.2.1"),
     ],
 )
