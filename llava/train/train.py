@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from llava.train.data import Conversations, Encoder
 from llava.train.pruning import epic_settings, pruning_callback
 from llava.train.setup import Plan, load_learner, plan, size_of
 from llava.train.trainer import LlavaTrainer
+
+GRACE_S = 0.5
 
 
 def say(*lines: str) -> None:
@@ -109,9 +112,20 @@ def train(arguments: Arguments, trainer_class: type[LlavaTrainer] | None = None)
     return trainer
 
 
+def train_and_leave(arguments: Arguments) -> None:
+    """`train` in a process that ends with it.
+
+    A thread of gloo drops the tensors of the last exchange a moment after it, for which it needs Python; if Python is
+    just ending, the whole process aborts with code 134.
+    """
+    train(arguments)
+    if torch.distributed.is_initialized():
+        time.sleep(GRACE_S)
+
+
 @exits_cleanly
 def main(words: Sequence[str] | None = None) -> None:
-    train(parse(sys.argv[1:] if words is None else words))
+    train_and_leave(parse(sys.argv[1:] if words is None else words))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 
 from dart.utils import exits_cleanly
 from llava.train.arguments import parse
-from llava.train.train import say, train
+from llava.train.train import say, train_and_leave
 
 
 @exits_cleanly
@@ -21,7 +21,7 @@ def main(words: Sequence[str] | None = None) -> None:
         arguments.model.attn_implementation = "flash_attention_2" if flash else "sdpa"
         if not flash:
             say("train_mem: no GPU or no package flash-attn: attention is torch's sdpa")
-    train(arguments)
+    train_and_leave(arguments)
 
 
 if __name__ == "__main__":
