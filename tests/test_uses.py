@@ -202,7 +202,25 @@ def test_the_loss_is_that_of_the_kept_tokens(model):
 
 def test_labels_of_rows():
     labels = torch.tensor([[5, 6, 7, 8]])
-    assert labels_of_rows(labels, torch.tensor([[-1, 0, 3]])).tolist() == [[-100, 5, 8]]
+    assert labels_of_rows(labels, torch.tensor([[-1, -1, 0, 2, 3]])).tolist() == [[-100, -100, -100, 7, 8]]
+
+
+@torch.no_grad()
+def test_the_loss_of_a_batch_is_that_of_its_rows(model):
+    """The row with a picture is shorter after the pruning: the empty slots in front of it foretell nothing."""
+    ids, pixels = prompt(5, 9)
+    words = prompt(12, 8)[0]
+    words = words[words != IMAGE_TOKEN][None]
+    padding = torch.zeros(1, ids.shape[1] - words.shape[1], dtype=torch.long)
+    batch = torch.cat([ids, torch.cat([words, padding], 1)])
+    seen = (batch != 0).long()
+    with dart.prune(model, KEEP) as handle:
+        alone = model(input_ids=ids, pixel_values=pixels, labels=ids).loss
+        count = handle.last.tokens_after - 1
+        loss = model(input_ids=batch, pixel_values=pixels, attention_mask=seen, labels=batch.where(seen > 0, -100)).loss
+        text = model(input_ids=words, labels=words).loss
+    others = words.shape[1] - 1
+    torch.testing.assert_close(loss, (count * alone + others * text) / (count + others), **EXACT)
 
 
 def test_a_peft_model_is_pruned_and_trained():
