@@ -205,6 +205,22 @@ def test_labels_of_rows():
     assert labels_of_rows(labels, torch.tensor([[-1, -1, 0, 2, 3]])).tolist() == [[-100, -100, -100, 7, 8]]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ids: {"labels": torch.cat([ids, ids], 1)}, r"labels must be \[1, 48\]"),
+        (lambda ids: {"labels": ids[:, :-3]}, r"got \[1, 45\]"),
+        (lambda ids: {"labels": torch.cat([ids, ids])}, r"got \[2, 48\]"),
+        (lambda ids: {"labels": ids, "shift_labels": ids}, "shift_labels"),
+        (lambda ids: {"labels": ids, "ignore_index": 0}, "ignore_index"),
+    ],
+)
+def test_labels_that_no_loss_can_be_taken_from(model, change, message):
+    ids, pixels = prompt(5, 7)
+    with dart.prune(model, KEEP), pytest.raises(ValueError, match=message):
+        model(input_ids=ids, pixel_values=pixels, **change(ids))
+
+
 @torch.no_grad()
 def test_the_loss_of_a_batch_is_that_of_its_rows(model):
     """The row with a picture is shorter after the pruning: the empty slots in front of it foretell nothing."""
