@@ -343,3 +343,48 @@ def test_another_prompt_without_a_cache_is_selected_anew(model):
         model(input_ids=ids, pixel_values=pixels, use_cache=False)
         model(input_ids=longer, pixel_values=pixels, use_cache=False)
     assert handle.last.kept[0].tolist() == fresh.tolist()
+
+
+def test_embeddings_without_ids_are_refused_and_words_are_not(model):
+    """Nobody could tell which tokens are visual: all of them stayed."""
+    ids, pixels = prompt(5, 7)
+    embeds, words = (model.get_input_embeddings()(each).detach() for each in (ids, ids[:, :5]))
+    with dart.prune(model, KEEP):
+        for call in (model, model.generate):
+            with pytest.raises(ValueError, match="inputs_embeds came with images"):
+                call(inputs_embeds=embeds, pixel_values=pixels)
+        assert model(inputs_embeds=words).logits.shape[1] == 5
+        assert model(input_ids=ids, pixel_values=pixels).logits.shape[1] < ids.shape[1]
+
+
+def test_tokens_put_in_front_of_the_prompt_are_refused():
+    """Prompt tuning: the visual tokens were looked for where the ids have them, three places too early."""
+    peft = pytest.importorskip("peft")
+    sizes = {"num_virtual_tokens": 3, "token_dim": 32, "num_layers": 4, "num_attention_heads": 4}
+    tuned = peft.get_peft_model(tiny_llava(), peft.PromptTuningConfig(task_type="CAUSAL_LM", **sizes))
+    ids, pixels = prompt(5, 7)
+    with dart.prune(tuned, KEEP), pytest.raises(ValueError, match="51 tokens for 48 input ids"):
+        tuned(input_ids=ids, pixel_values=pixels)
+
+
+def test_logits_of_positions_are_refused(model):
+    ids, pixels = prompt(5, 7)
+    with dart.prune(model, KEEP):
+        with pytest.raises(ValueError, match="logits_to_keep"):
+            model(input_ids=ids, pixel_values=pixels, logits_to_keep=torch.tensor([0, 20]))
+        assert model(input_ids=ids[:, :5], logits_to_keep=torch.tensor([0, 2])).logits.shape[1] == 2
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_samples_packed_into_a_row_are_refused(model, masked):
+    """They shared one budget and the last one's text."""
+    (ids, pixels), (more, others) = prompt(5, 7), prompt(4, 6, seed=1)
+    sizes = torch.tensor([ids.shape[1], more.shape[1]])
+    given = {"position_ids": torch.cat([torch.arange(size) for size in sizes])[None]}
+    if masked:
+        sample = torch.arange(2).repeat_interleave(sizes)
+        given["attention_mask"] = ((sample[:, None] == sample) & torch.ones(sizes.sum(), sizes.sum()).tril().bool())[
+            None, None
+        ]
+    with dart.prune(model, KEEP), pytest.raises(ValueError, match="position_ids begin anew"):
+        model(input_ids=torch.cat([ids, more], 1), pixel_values=torch.cat([pixels, others]), **given)

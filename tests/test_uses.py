@@ -202,7 +202,41 @@ def test_the_loss_is_that_of_the_kept_tokens(model):
 
 def test_labels_of_rows():
     labels = torch.tensor([[5, 6, 7, 8]])
-    assert labels_of_rows(labels, torch.tensor([[-1, 0, 3]])).tolist() == [[-100, 5, 8]]
+    assert labels_of_rows(labels, torch.tensor([[-1, -1, 0, 2, 3]])).tolist() == [[-100, -100, -100, 7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ids: {"labels": torch.cat([ids, ids], 1)}, r"labels must be \[1, 48\]"),
+        (lambda ids: {"labels": ids[:, :-3]}, r"got \[1, 45\]"),
+        (lambda ids: {"labels": torch.cat([ids, ids])}, r"got \[2, 48\]"),
+        (lambda ids: {"labels": ids, "shift_labels": ids}, "shift_labels"),
+        (lambda ids: {"labels": ids, "ignore_index": 0}, "ignore_index"),
+    ],
+)
+def test_labels_that_no_loss_can_be_taken_from(model, change, message):
+    ids, pixels = prompt(5, 7)
+    with dart.prune(model, KEEP), pytest.raises(ValueError, match=message):
+        model(input_ids=ids, pixel_values=pixels, **change(ids))
+
+
+@torch.no_grad()
+def test_the_loss_of_a_batch_is_that_of_its_rows(model):
+    """The row with a picture is shorter after the pruning: the empty slots in front of it foretell nothing."""
+    ids, pixels = prompt(5, 9)
+    words = prompt(12, 8)[0]
+    words = words[words != IMAGE_TOKEN][None]
+    padding = torch.zeros(1, ids.shape[1] - words.shape[1], dtype=torch.long)
+    batch = torch.cat([ids, torch.cat([words, padding], 1)])
+    seen = (batch != 0).long()
+    with dart.prune(model, KEEP) as handle:
+        alone = model(input_ids=ids, pixel_values=pixels, labels=ids).loss
+        count = handle.last.tokens_after - 1
+        loss = model(input_ids=batch, pixel_values=pixels, attention_mask=seen, labels=batch.where(seen > 0, -100)).loss
+        text = model(input_ids=words, labels=words).loss
+    others = words.shape[1] - 1
+    torch.testing.assert_close(loss, (count * alone + others * text) / (count + others), **EXACT)
 
 
 def test_a_peft_model_is_pruned_and_trained():

@@ -34,6 +34,8 @@ ATTACHED = "_dart_handle"
 OF_ATTENTION = frozenset({"keys", "values", "attention"})
 NEXT = "next_attention"
 TRL_LOSS = "fused_lm_head"  # the argument by which TRL's trainers tell a forward to compute their loss
+ENCODED = "mm_encoder_outputs"  # the argument in which `generate` of transformers 5.24 gives images' features
+LOSS_ARGUMENTS = ("shift_labels", "ignore_index")  # of transformers' loss, which count or name labels by themselves
 
 
 def unwrapped(model: Any) -> Any:
@@ -241,8 +243,15 @@ class PruneHandle:
         forward = self._forward(module)
         arguments = surface.bound(module, args, kwargs)
         forward.look(arguments)
+        self._check_embeddings(forward, arguments)
+        if isinstance(arguments.get("logits_to_keep"), torch.Tensor) and forward.has_visual():
+            raise ValueError(
+                "logits_to_keep as positions would count the tokens that are left, not the prompt's: give a number of "
+                "last tokens, or 0 for all"
+            )
         if arguments.get("labels") is None or self.family.aligns_labels or not forward.has_visual():
             return None
+        self._check_labels(forward, arguments)
         if kwargs.get(TRL_LOSS):
             raise ValueError(
                 f"TRL's loss ({TRL_LOSS}=True) has no place for tokens that are dropped: give your class of TRL's "
@@ -250,6 +259,29 @@ class PruneHandle:
             )
         forward.labels = arguments["labels"]
         return (), {**arguments, "labels": None}
+
+    def _check_embeddings(self, forward: Forward, arguments: dict[str, Any]) -> None:
+        """Raises ValueError for images whose tokens nobody can find: they would all be kept without a word."""
+        images = [
+            name
+            for name, each in arguments.items()
+            if each is not None and name.startswith("pixel_values") or name == ENCODED and each
+        ]
+        if images and forward.spans is None and arguments.get("inputs_embeds") is not None:
+            raise ValueError(
+                f"inputs_embeds came with images ({images[0]}) and without input_ids, by which visual tokens are "
+                "found: give input_ids instead, or remove the handle"
+            )
+
+    def _check_labels(self, forward: Forward, arguments: dict[str, Any]) -> None:
+        """Raises ValueError for labels that the loss over the tokens that are left cannot be taken from."""
+        wanted, given = forward.spans.numpy().shape, tuple(arguments["labels"].shape)  # type: ignore[union-attr]
+        if given != wanted:
+            raise ValueError(f"labels must be {list(wanted)}, one for each token of the prompt, got {list(given)}")
+        if more := [name for name in LOSS_ARGUMENTS if arguments.get(name) is not None]:
+            raise ValueError(
+                f"{more[0]} has no place where tokens are dropped: give labels with -100 where there is no loss alone"
+            )
 
     def _forward(self, module: nn.Module) -> Forward:
         """The forward that this thread is in; a new one where `module` is the first of this handle's to be called."""

@@ -97,6 +97,7 @@ class Forward:
         self.spans: HostCopy | None = None
         self.valid: HostCopy | None = None
         self.ids: HostCopy | None = None  # of the first module, for strategies that ask for the question
+        self.positions: HostCopy | None = None  # as given without a [B, S] mask
         self.labels: torch.Tensor | None = None
         self.learned: torch.Tensor | None = None  # the labels that the loss was taken over, one for each of the logits
         self.embeddings: torch.Tensor | None = None
@@ -110,6 +111,7 @@ class Forward:
         self.repeats = 1  # rows of this forward for one row of these inputs
         self.tower: dict[str, Any] = {}  # see `dart.engine.tower`
         self.report: PruneReport | None = None
+        self._width = 0  # input ids in a row
         self._past: HostCopy | int = 0
         self._offsets: dict[bool, Any] = {}
         self._seen: dict[int, tuple[torch.Tensor, bool]] = {}  # by the layers that write to each slot of the cache
@@ -127,7 +129,10 @@ class Forward:
         if self.spans is None:
             spans = self.handle.family.visual_span_ids(self.handle.model, arguments)
             if spans is not None:
-                self.spans = HostCopy(spans)
+                self.spans, self._width = HostCopy(spans), int(spans.shape[1])
+                positions, mask = arguments.get("position_ids"), arguments.get("attention_mask")
+                if isinstance(positions, torch.Tensor) and not (isinstance(mask, torch.Tensor) and mask.ndim == 2):
+                    self.positions = HostCopy(positions)
                 if self.handle.tower.needed:
                     self._remember(arguments, len(spans))
         mask = arguments.get("attention_mask")
@@ -153,6 +158,11 @@ class Forward:
         given = embeds if embeds is not None else kwargs.get("input_ids")
         self.length = 0 if given is None else int(given.shape[1])
         self.embeddings = embeds
+        if self.spans is not None and self._width < self.length:
+            raise ValueError(
+                f"the decoder is given {self.length} tokens for {self._width} input ids: with tokens put in front "
+                "(prompt tuning) nobody can tell which are visual"
+            )
         if cache is not None and (self.length > 1 or not is_static(cache)):
             stored = cache.get_seq_length()
             self._past = HostCopy(stored) if isinstance(stored, torch.Tensor) else int(stored)
@@ -205,6 +215,7 @@ class Forward:
         if not spans.any():
             return
         began = time.perf_counter()
+        self._check_packed()
         self._text_after = int((spans[:, ::-1] > 0).argmax(1)[spans.any(1)].min())
         if self.prompt is not None and self.prompt.chunked and self.past + self.length < self.prompt.length:
             raise ValueError(
@@ -222,6 +233,15 @@ class Forward:
                 rows = gather_tokens(self.kept[-1].rows, local, -1).masked_fill(local < 0, PADDING)
             self.kept.append(StageKept(layer, local, rows, kept.widths, kept.merges))
         self._report(spans, layer, time.perf_counter() - began)
+
+    def _check_packed(self) -> None:
+        """Raises ValueError for rows that hold several samples, which would share a budget and one text."""
+        steps = np.diff(self.positions.numpy(), axis=-1) if self.positions is not None else np.zeros((1, 0))
+        # Positions of two or three axes fall together where a sample begins; within an image only some of them fall.
+        if (steps < 0).all(tuple(range(steps.ndim - 2))).any():
+            raise ValueError(
+                "position_ids begin anew within a row, as of several samples packed into it: give each sample a row"
+            )
 
     def _known(self, stage: int, spans: np.ndarray) -> Kept | None:
         """What the first forward of a `generate` without a cache kept, with the answer so far added."""

@@ -12,9 +12,12 @@ IGNORED = -100  # a label without a loss, of transformers and torch
 
 
 def labels_of_rows(labels: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """LongTensor [B, n]: `labels` [B, S] of the kept `rows` [B, n]; `IGNORED` where a row holds no token."""
+    """LongTensor [B, n]: `labels` [B, S] of the kept `rows` [B, n]; `IGNORED` where a row holds no token, and for the
+    first token after that: the slot before it holds nothing that could foretell it."""
     rows = rows.to(labels.device)
-    return labels.gather(1, rows.clamp_min(0)).masked_fill(rows < 0, IGNORED)
+    empty = rows < 0
+    empty[:, 1:] |= empty[:, :-1].clone()
+    return labels.gather(1, rows.clamp_min(0)).masked_fill(empty, IGNORED)
 
 
 def kept_labels(labels: torch.Tensor, length: int) -> torch.Tensor:
