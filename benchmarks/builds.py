@@ -14,6 +14,7 @@ import re
 import subprocess
 import tempfile
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -22,7 +23,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 import dart
 from benchmarks.arguments import check_known, list_of
 from benchmarks.output import print_table, publish
-from dart import kernels
+from dart import kernels, strategies
+from dart.engine.layers import gather_inputs
 from dart.engine.selection import plan_batch
 from dart.utils import DTYPES, Parser, exits_cleanly, provenance
 
@@ -35,44 +37,41 @@ POINTERS = {
     torch.int64: "*i64",
     torch.uint8: "*u8",
 }
+STRATEGIES = ("dart", "spread")  # that have kernels
 OPTIONS = ("num_warps", "num_stages")
 ALIGNED = 16  # bytes, or elements: what Triton's launcher finds out by itself
 TOKENS, VISUAL, START, WIDTH, HEADS, HEAD, KEEP = 2950, 2880, 35, 4096, 32, 128, 320
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
-class Recorder:
-    """Stands in for a kernel: `kernel[grid](...)` keeps the arguments."""
-
-    def __init__(self, kernel: Any, seen: list[Launch]):
-        self.kernel, self.seen = kernel, seen
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return lambda *args, **kwargs: self.seen.append((self.kernel, args, kwargs))
-
-
 def record(dtype: torch.dtype) -> list[Launch]:
-    """The launches of one selection and gathering; nothing is run."""
-    from dart.kernels import launch
+    """The launches of both selections and the gathering behind them, of each variant of a kernel the first; nothing is
+    run."""
+    from triton.runtime.jit import JITFunction
 
-    seen: list[Launch] = []
-    module: Any = launch
-    plain = module.kernels
-    named = {name: each for name, each in vars(plain).items() if name.endswith("_kernel")}
-    module.kernels = type("Recorders", (), {name: Recorder(each, seen) for name, each in named.items()})
-    try:
-        spans = np.zeros((1, TOKENS), dtype=np.int64)
-        spans[:, START : START + VISUAL] = 1
-        hidden, keys = torch.zeros(1, TOKENS, WIDTH, dtype=dtype), torch.zeros(1, HEADS, TOKENS, HEAD, dtype=dtype)
-        norm = LlamaRMSNorm(WIDTH).to(dtype)
-        config = dart.DartConfig(keep=KEEP)
-        batch = plan_batch(hidden, norm, keys, spans, None, config)
-        rows = launch.Selection.of(batch, config).run(hidden, norm, keys)
-        angles = torch.zeros(1, TOKENS, HEAD, dtype=dtype)
-        launch.gather(rows, hidden, (angles, angles), torch.zeros(1, TOKENS, dtype=torch.long))
-    finally:
-        module.kernels = plain
-    return seen
+    from dart.kernels import launch, spread  # noqa: F401  compiled functions, whatever the variable below says
+
+    spans = np.zeros((1, TOKENS), dtype=np.int64)
+    spans[:, START : START + VISUAL] = 1
+    hidden, keys = torch.zeros(1, TOKENS, WIDTH, dtype=dtype), torch.zeros(1, HEADS, TOKENS, HEAD, dtype=dtype)
+    angles, places = torch.zeros(1, TOKENS, HEAD, dtype=dtype), torch.zeros(1, TOKENS, dtype=torch.long)
+    norm = LlamaRMSNorm(WIDTH).to(dtype)
+    variants: dict[Any, Launch] = {}
+
+    def keep(kernel: Any, grid: tuple[int, ...]) -> Any:
+        return lambda *args, **kwargs: variants.setdefault(
+            (kernel.fn.__name__, *sorted(kwargs.items())), (kernel, args, kwargs)
+        )
+
+    modes = {kernels.VARIABLE: "triton", kernels.INTERPRETER: "1"}  # so that CPU tensors are no mistake
+    with mock.patch.dict(os.environ, modes), mock.patch.object(JITFunction, "__getitem__", keep):
+        for strategy in STRATEGIES:
+            config = dart.DartConfig(keep=KEEP, strategy=strategy)
+            batch = plan_batch(hidden, norm, keys, spans, None, config)
+            rows = strategies.get(strategy).reduce_batch(batch, config)
+            assert rows is not None
+            gather_inputs(rows, hidden, (angles, angles), places, "triton")
+    return list(variants.values())
 
 
 def compiled(launched: Launch) -> Any:
@@ -91,7 +90,9 @@ def compiled(launched: Launch) -> Any:
     for place, (name, value) in enumerate(bound.items()):
         signature[name] = "constexpr" if name in constants else _kind(value)
         known = isinstance(value, torch.Tensor) or (type(value) is int and value % ALIGNED == 0)
-        if known and name not in constants and not kernel.params[place].do_not_specialize:
+        param = kernel.params[place]
+        fixed = param.do_not_specialize or param.do_not_specialize_on_alignment
+        if known and name not in constants and not fixed:
             attributes[(place,)] = [["tt.divisibility", ALIGNED]]
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", CAPABILITY, WARP), options=options)

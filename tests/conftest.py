@@ -46,6 +46,12 @@ def selection_inputs() -> dict[str, torch.Tensor]:
     return load_file(GOLDEN / "selection" / "inputs.safetensors")
 
 
+@pytest.fixture
+def use(monkeypatch):
+    """`use("triton")`, `use("torch")`: who selects and gathers from here on."""
+    return lambda mode: monkeypatch.setenv("DART_KERNELS", mode)
+
+
 def selection_cases(family: str) -> list[dict]:
     return json.loads((GOLDEN / "selection" / f"cases_{family}.json").read_text())["cases"]
 

@@ -32,12 +32,6 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HEADS, HEAD, WIDTH = 3, 8, 40
 
 
-@pytest.fixture
-def use(monkeypatch):
-    """`use("triton")`, `use("torch")`: who selects and gathers from here on."""
-    return lambda mode: monkeypatch.setenv(kernels.VARIABLE, mode)
-
-
 def inputs(size: int, tokens: int, dtype: torch.dtype = torch.float32, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(size, tokens, WIDTH, generator=generator)
@@ -299,9 +293,11 @@ def test_they_compile_for_a_hopper_gpu(dtype, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     built = {row["kernel"]: row for row in json.loads(done.stdout.splitlines()[-1])["rows"]}
-    assert list(built) == ["norms", "pivots", "scores", "ranks", "rounds", "gather"]
+    selecting = ["norms", "pivots", "scores", "ranks", "rounds", "gather"]
+    assert list(built) == [*selecting, "lengths", "mean", "first", "among", "remember", "rows"]
     assert all(each["shared_bytes"] <= 96 * 1024 and each["spilled_bytes"] == 0 for each in built.values())
-    assert (built["scores"]["tensor_core_products"] > 0) == (dtype != "float32")
+    for name in ("scores", "among", "remember"):
+        assert (built[name]["tensor_core_products"] > 0) == (dtype != "float32")
     assert built["rounds"]["barriers"] > 0
 
 
@@ -315,9 +311,12 @@ def test_the_benchmarks_commands(capsys, monkeypatch):
     assert "TRITON_INTERPRET unset" in refused(builds.main)
     assert "bfloat16, got int8" in refused(builds.main, "--dtypes", "int8")
     assert "got huge" in refused(bench.main, "--shapes", "huge")
+    assert "got fastv" in refused(bench.main, "--strategies", "fastv")
     bench.main(["--device", "cpu", "--shapes", "tiny", "--batch-sizes", "2", "--repeats", "1"])
-    (row,) = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
-    assert row["same_tokens"] == 1.0 and row["graph_us"] is None and row["floor_us"] > 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["strategy"] for row in rows] == ["dart", "spread"]
+    for row in rows:
+        assert row["same_tokens"] == 1.0 and row["graph_us"] is None and row["floor_us"] > 0
     assert kernels.VARIABLE not in os.environ
     monkeypatch.delenv(kernels.INTERPRETER)
     assert "needs TRITON_INTERPRET=1" in refused(bench.main, "--device", "cpu", "--shapes", "tiny")

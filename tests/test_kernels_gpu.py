@@ -29,23 +29,25 @@ def inputs(dtype: torch.dtype, batch: int = 1, seed: int = 0):
     return hidden, keys, spans, LlamaRMSNorm(WIDTH).to("cuda", dtype)
 
 
+@pytest.mark.parametrize("strategy", ["dart", "spread"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_the_same_tokens_at_real_sizes(monkeypatch, dtype, batch):
+def test_the_same_tokens_at_real_sizes(monkeypatch, dtype, batch, strategy):
     """All but a few: two roundings of a norm may order neighbours the other way round."""
     hidden, keys, spans, norm = inputs(dtype, batch)
-    rows = []
+    config, rows = dart.DartConfig(keep=320, strategy=strategy), []
     for mode in ("torch", "triton"):
         monkeypatch.setenv(kernels.VARIABLE, mode)
-        rows.append(select_rows(hidden, norm, keys, spans, None, dart.DartConfig(keep=320)).rows)
+        rows.append(select_rows(hidden, norm, keys, spans, None, config).rows)
     for one, other in zip(*rows, strict=True):
         assert len(set(one.tolist()) & set(other.tolist())) >= 0.98 * len(one)
 
 
-def test_nothing_waits_in_a_selection(monkeypatch):
+@pytest.mark.parametrize("strategy", ["dart", "spread"])
+def test_nothing_waits_in_a_selection(monkeypatch, strategy):
     monkeypatch.setenv(kernels.VARIABLE, "triton")
     hidden, keys, spans, norm = inputs(torch.bfloat16, 2)
-    config = dart.DartConfig(keep=320)
+    config = dart.DartConfig(keep=320, strategy=strategy)
     select_rows(hidden, norm, keys, spans, None, config)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -72,17 +74,18 @@ def test_a_pruned_prefill_waits_no_more_than_an_unpruned_one(static):
         assert host_waits(prefill, model.device) <= plain
 
 
-def test_a_cuda_graph_repeats_the_selection(monkeypatch):
-    from dart.kernels.launch import Selection
+@pytest.mark.parametrize("strategy", ["dart", "spread"])
+def test_a_cuda_graph_repeats_the_selection(monkeypatch, strategy):
+    from benchmarks.kernels import plan
 
     monkeypatch.setenv(kernels.VARIABLE, "triton")
     (hidden, keys, spans, norm), (others, other_keys, *_) = inputs(torch.bfloat16), inputs(torch.bfloat16, seed=1)
-    config = dart.DartConfig(keep=320)
-    selection = Selection.of(plan_batch(hidden, norm, keys, spans, None, config), config)
-    first, second = selection.run(hidden, norm, keys), selection.run(others, norm, other_keys)
+    config = dart.DartConfig(keep=320, strategy=strategy)
+    run = plan(plan_batch(hidden, norm, keys, spans, None, config), config)
+    first, second = run(hidden, norm, keys), run(others, norm, other_keys)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        rows = selection.run(hidden, norm, keys)
+        rows = run(hidden, norm, keys)
     graph.replay()
     assert torch.equal(rows, first)
     hidden.copy_(others)

@@ -67,17 +67,25 @@ def select_rows(batch: Batch, config: DartConfig) -> torch.Tensor | None:
     That is: without kernels, for `pivot_order="original"` (CPython's set order needs the host), for forced pivots and
     for dtypes that the kernels do not know.
     """
-    if any(group.forced is not None for row in batch.groups for group in row):
-        return None
-    if (
-        config.pivot_order != "norm"
-        or batch.hidden.dtype not in DTYPES
-        or not active(batch.hidden.device, batch.kernels)
-    ):
+    forced = any(group.forced is not None for row in batch.groups for group in row)
+    if forced or config.pivot_order != "norm" or not _selects(batch):
         return None
     from dart.kernels.launch import Selection
 
     return Selection.of(batch, config).run(batch.hidden, batch.norm, batch.keys)
+
+
+def spread_rows(batch: Batch, rounds: int | None, ahead: int, mean: bool, distinct: bool) -> torch.Tensor | None:
+    """`Strategy.reduce_batch` of the strategy `spread` with these options; None where torch has to do it."""
+    if not _selects(batch):
+        return None
+    from dart.kernels.spread import Spreading
+
+    return Spreading.of(batch, rounds, ahead, mean, distinct).run(batch.hidden)
+
+
+def _selects(batch: Batch) -> bool:
+    return batch.hidden.dtype in DTYPES and active(batch.hidden.device, batch.kernels)
 
 
 def gather(rows: torch.Tensor, hidden: torch.Tensor, angles: Any, positions: Any, mode: str) -> Inputs | None:

@@ -175,7 +175,7 @@ def scores_kernel(
         tl.store(target, value, mask=inside[:, None] & used[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["pools", "limits"])
 def ranks_kernel(pools, limits, scores, order, SLOTS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
     """`order`: for each pivot the indices of its lowest scores, ascending, as many as it can need: `limits` [G, SLOTS].
 
@@ -201,8 +201,8 @@ def ranks_kernel(pools, limits, scores, order, SLOTS: tl.constexpr, ROWS: tl.con
 
 
 @triton.jit
-def write_rows(state, rows, left, padding, tokens, BLOCK: tl.constexpr):
-    """The positions with a state, ascending, int64, behind `padding` empty slots of `left`."""
+def write_rows(state, rows, padding, tokens, BLOCK: tl.constexpr):
+    """The positions with a state, ascending, int64, behind `padding` empty slots."""
     for start in range(0, padding, BLOCK):
         k = start + tl.arange(0, BLOCK)
         tl.store(rows + k, tl.full((BLOCK,), PADDING, tl.int64), mask=k < padding)
@@ -243,7 +243,7 @@ def rounds_kernel(
             start += BLOCK
         tl.debug_barrier()  # the next pivot sees what this one took
     if tl.atomic_add(finished + row, 1, sem="acq_rel") == tl.load(fields + SHARED) - 1:
-        write_rows(own, rows + row.to(tl.int64) * left, left, tl.load(padding + row), tokens, BLOCK)
+        write_rows(own, rows + row.to(tl.int64) * left, tl.load(padding + row), tokens, BLOCK)
 
 
 @triton.jit

@@ -89,28 +89,26 @@ class Selection:
         table = _Table(triton.next_power_of_2(max(MIN_SLOTS, most)))
         for row, groups in enumerate(batch.groups):
             table.add(row, groups, config)
-        widths, takes = batch.widths, np.array(table.takes)
-        flags = np.zeros(-(-batch.always.size // INT_BYTES) * INT_BYTES, dtype=np.uint8)
-        flags[: batch.always.size] = batch.always.ravel()
+        takes = np.array(table.takes)
         parts = [
             np.concatenate([np.zeros(0, dtype=np.int64), *table.positions]),
             np.array(table.pools),
             takes,
             takes.cumsum(1),
-            np.array([max(widths) - width for width in widths]),
-            flags.view(np.int32),
+            *fixed_parts(batch),
         ]
-        positions, fields, taken, limits, padding, words = _upload(parts, batch.hidden.device)
-        always = words.view(torch.uint8)[: batch.always.size].view(batch.always.shape)
-        return cls(positions, fields, taken, limits, padding, always, table.counts, max(widths))
+        positions, pools, taken, limits, padding, words = upload(parts, batch.hidden.device)
+        always = always_of(words, batch)
+        return cls(positions, pools, taken, limits, padding, always, table.counts, max(batch.widths))
 
     def run(self, hidden: torch.Tensor, norm: Any, keys: torch.Tensor) -> torch.Tensor:
         """LongTensor [B, left] of the positions that stay; see `Batch` for the arguments."""
         hidden, keys = (each if each.stride(-1) == 1 else each.contiguous() for each in (hidden, keys))
-        with _on(hidden.device):
+        with on_device(hidden.device):
             state, norms, finished = self._norms(keys)
             pivots = self._pivots(norms, state)
-            order = self._order(hidden, norm, pivots, state)
+            scores = self._scores(hidden, norm, pivots, state)
+            order = ranked(self.pools, self.limits, scores, self.counts)
             return self._rounds(order, state, finished)
 
     @property
@@ -155,32 +153,6 @@ class Selection:
             num_warps=WIDE_WARPS,
         )
         return pivots
-
-    def _order(self, hidden: torch.Tensor, norm: Any, pivots: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
-        """For each pool and pivot, the indices of its visual tokens from the least similar one on, int32."""
-        scores = self._scores(hidden, norm, pivots, state)
-        widest = max(count for count, _ in self.counts)
-        if widest > RANK_LIMIT:
-            rows = [pool.view(-1, count) for pool, count in self._by_pool(scores)]
-            return torch.cat([row.sort(stable=True).indices.int().flatten() for row in rows])
-        order = torch.empty_like(scores)
-        most = max(pivots for _, pivots in self.counts)
-        kernels.ranks_kernel[triton.cdiv(widest, RANK_ROWS), most, len(self.counts)](
-            self.pools,
-            self.limits,
-            scores,
-            order,
-            SLOTS=self._slots,
-            ROWS=RANK_ROWS,
-            BLOCK=RANK_BLOCK,
-        )
-        return order
-
-    def _by_pool(self, scores: torch.Tensor) -> list[tuple[torch.Tensor, int]]:
-        """(scores, number of tokens) of each pool that has any."""
-        sizes = [count * pivots for count, pivots in self.counts]
-        pools = zip(scores.split(sizes), self.counts, strict=True)
-        return [(pool, count) for pool, (count, _) in pools if pool.numel()]
 
     def _scores(self, hidden: torch.Tensor, norm: Any, pivots: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
         """Of each pool [pivots, tokens], one pool behind the other, int32."""
@@ -232,6 +204,31 @@ class Selection:
         return rows
 
 
+def ranked(
+    pools: torch.Tensor, limits: torch.Tensor, scores: torch.Tensor, counts: list[tuple[int, int]]
+) -> torch.Tensor:
+    """int32 like `scores`: for each group and pivot, the indices of its lowest scores, ascending, `limits` of them.
+
+    limits: int32 [G, slots]; counts: of each group the scores of a pivot, and its pivots.
+    """
+    widest = max(count for count, _ in counts)
+    if widest > RANK_LIMIT:
+        parts = zip(scores.split([count * pivots for count, pivots in counts]), counts, strict=True)
+        rows = [part.view(-1, count) for part, (count, _) in parts if part.numel()]
+        return torch.cat([row.sort(stable=True).indices.int().flatten() for row in rows])
+    order = torch.empty_like(scores)
+    kernels.ranks_kernel[triton.cdiv(widest, RANK_ROWS), max(pivots for _, pivots in counts), len(counts)](
+        pools,
+        limits,
+        scores,
+        order,
+        SLOTS=limits.shape[1],
+        ROWS=RANK_ROWS,
+        BLOCK=RANK_BLOCK,
+    )
+    return order
+
+
 def gather(
     rows: torch.Tensor, hidden: torch.Tensor, angles: tuple[torch.Tensor, ...] | None, positions: torch.Tensor | None
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...] | None, torch.Tensor | None]:
@@ -247,7 +244,7 @@ def gather(
     placed = None if positions is None else places.new_empty(*places.shape[:-2], size, left)
     angle_strides = _strides(cos.shape[:-1], cos.shape[-1]) if turned else (0, 0, 0, 0)
     place_strides = _strides(places.shape, 1) if placed is not None else (0, 0, 0, 0)
-    with _on(hidden.device):
+    with on_device(hidden.device):
         kernels.gather_kernel[left, size](
             rows,
             left,
@@ -275,7 +272,19 @@ def _strides(shape: torch.Size, width: int) -> tuple[int, int, int, int]:
     return axes, size * tokens * width, 0 if size == 1 else tokens * width, width
 
 
-def _upload(parts: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:
+def fixed_parts(batch: Batch) -> list[np.ndarray]:
+    """What every plan has to `upload`: empty slots in front of each row, and `always` as whole words."""
+    flags = np.zeros(-(-batch.always.size // INT_BYTES) * INT_BYTES, dtype=np.uint8)
+    flags[: batch.always.size] = batch.always.ravel()
+    return [max(batch.widths) - np.array(batch.widths), flags.view(np.int32)]
+
+
+def always_of(words: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """uint8 [B, S] of the uploaded words."""
+    return words.view(torch.uint8)[: batch.always.size].view(batch.always.shape)
+
+
+def upload(parts: list[np.ndarray], device: torch.device) -> list[torch.Tensor]:
     """The parts as int32 on the device, each of them aligned: Triton compiles anew for pointers that are not."""
     sizes = [-(-part.size // ALIGNED_INTS) * ALIGNED_INTS for part in parts]
     packed = np.zeros(sum(sizes), dtype=np.int32)
@@ -285,6 +294,6 @@ def _upload(parts: list[np.ndarray], device: torch.device) -> list[torch.Tensor]
     return [piece[: part.size].view(part.shape) for piece, part in pieces]
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import normalize
 
+from dart import kernels
 from dart.config import DartConfig
-from dart.strategies.base import Reduction, Stage, Strategy, Tokens, register
+from dart.strategies.base import Batch, Reduction, Stage, Strategy, Tokens, register
 from dart.strategies.dart import COSINE_EPS, key_norms
 
 
@@ -47,6 +48,13 @@ class Spread(Strategy):
             if not (none and value is None or type(value) is int and value >= 1):
                 raise ValueError(f"strategy 'spread': {name} must be a whole number of 1 or more, got {value!r}")
         return (Stage(config.layer),)
+
+    def reduce_batch(self, batch: Batch, config: DartConfig) -> torch.Tensor | None:
+        """The same for all token groups of all samples at once, on a GPU; None where `dart.kernels` does not do it."""
+        if self.option(config, "norms"):
+            return None
+        rounds, ahead, mean, distinct = (self.option(config, name) for name in ("rounds", "ahead", "mean", "distinct"))
+        return kernels.spread_rows(batch, rounds, ahead, bool(mean), bool(distinct))
 
     def reduce(self, tokens: Tokens) -> Reduction:
         config, keep = tokens.config, tokens.keep
