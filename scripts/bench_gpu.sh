@@ -13,7 +13,7 @@ if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; 
 fi
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 
-"$PYTHON" -m pytest tests/test_kernels.py tests/test_kernels_gpu.py
+"$PYTHON" -m pytest tests/test_kernels.py tests/test_kernels_spread.py tests/test_kernels_gpu.py
 "$PYTHON" -m benchmarks.kernels --out "$RESULTS/kernels-gpu.json"
 latency() { # name, then arguments
     "$PYTHON" -m benchmarks.latency --dtype bfloat16 --engine graphs --batch-sizes 1,8 \
