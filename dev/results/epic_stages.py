@@ -1,8 +1,9 @@
 """LLaVA's two stages from a language model without a projector: `python -m dev.results.epic_stages`.
 
-The language model of the embedded model is saved without its projector; scripts/v1_5/pretrain.sh learns a new one from
-captions, scripts/v1_5/finetune.sh goes on with conversations. Then the suite asks the embedded model, stage 1 and stage
-2 the mini sets. A stage that is finished is not run again, a stopped one goes on.
+The language model of the embedded model is saved without its projector; scripts/v1_5/pretrain.sh learns a new one,
+scripts/v1_5/finetune.sh trains it and the language model on, both from the same conversations: this language model
+never learned to write captions, so that they teach a projector nothing. Then the suite asks the embedded model, stage 1
+and stage 2 the mini sets. A stage that is finished is not run again, a stopped one goes on.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tqdm import tqdm
 from dart.utils import UserError, exits_cleanly, provenance, write_json, write_text
 from dev.results.render import RESULTS_FOLDER, ROOT
 from dev.results.speed import DOCS, replaced
-from dev.tiny.llava_data import drawn_scene, pretrain_row, talk
+from dev.tiny.llava_data import drawn_scene, talk
 from dev.tiny.mini_common import encoded, write_bytes
 from dev.tiny.questions import Mix, prompt_of, sample_questions
 from llava.eval.engine.answers import read_lines
@@ -36,8 +37,9 @@ from llava.files import EMBEDDED_DATA, EMBEDDED_MODEL, fingerprint, read_json
 
 RUNS = ROOT / "outputs" / "epic-stages"
 LANGUAGE_MODEL, TOWER = RUNS / "language-model", EMBEDDED_MODEL / "clip-vit-tiny-patch14-336"
+CONVERSATIONS = "conversations.json"
 PROJECTOR = "model.mm_projector."
-IMAGES, QUESTIONS = 4000, 8
+IMAGES, QUESTIONS = 8000, 8
 BENCHMARKS = ["textvqa", "pope"]
 KINDS = ("number", "color", "shape")
 ACCURACY = "POPE, % right"
@@ -49,15 +51,15 @@ class Stage:
     """A script of scripts/v1_5, and what is set otherwise than it does for millions of samples on GPUs."""
 
     script: str
-    data: str
     steps: int
     batch: int
     rate: float
+    flags: tuple[str, ...] = ()
 
 
 STAGES = {
-    "stage-1": Stage("pretrain.sh", "pretrain.json", steps=100, batch=8, rate=3e-3),
-    "stage-2": Stage("finetune.sh", "finetune.json", steps=300, batch=8, rate=1e-3),
+    "stage-1": Stage("pretrain.sh", steps=1000, batch=8, rate=3e-3, flags=("--version", "v1")),
+    "stage-2": Stage("finetune.sh", steps=1000, batch=8, rate=5e-4),
 }
 
 
@@ -74,18 +76,16 @@ def write_language_model() -> None:
 
 
 def write_data(folder: Path, seed: int) -> None:
-    """IMAGES images: a caption of each for stage 1, a conversation of QUESTIONS turns about each for stage 2."""
-    rng, captions, talks = Random(f"epic-stages-{seed}"), [], []
+    """IMAGES images and a conversation of QUESTIONS turns about each."""
+    rng, talks = Random(f"epic-stages-{seed}"), []
     for k in tqdm(range(IMAGES), desc="images"):
         name, scene = f"{k:05d}", drawn_scene(rng)
         write_bytes(folder / "images" / f"{name}.jpg", encoded(scene))
-        captions.append(pretrain_row(name, scene, rng))
         questions = sample_questions(scene, rng, QUESTIONS, Mix())
         turns = [(prompt_of(each.text, each.request), each.answer) for each in questions]
         turns[0] = (f"<image>\n{turns[0][0]}", turns[0][1])
         talks.append({"id": name, "image": f"{name}.jpg", "conversations": talk(turns)})
-    write_json(folder / "pretrain.json", captions)
-    write_json(folder / "finetune.json", talks)
+    write_json(folder / CONVERSATIONS, talks)
 
 
 def command(stage: Stage, seed: int) -> list[str]:
@@ -94,7 +94,7 @@ def command(stage: Stage, seed: int) -> list[str]:
         "per_device_train_batch_size": stage.batch,
         "learning_rate": stage.rate,
         "seed": seed,
-        "save_steps": 50,
+        "save_steps": 100,
         "bf16": False,
         "gradient_checkpointing": False,
         "dataloader_num_workers": 0,
@@ -103,6 +103,7 @@ def command(stage: Stage, seed: int) -> list[str]:
         "bash",
         f"scripts/v1_5/{stage.script}",
         *(str(w) for name, value in flags.items() for w in (f"--{name}", value)),
+        *stage.flags,
     ]
 
 
@@ -113,7 +114,7 @@ def train(name: str, folder: Path, data: Path, projector: Path | None, seed: int
         "NPROC": "1",
         "MODEL": str(LANGUAGE_MODEL),
         "VISION_TOWER": str(TOWER),
-        "DATA_PATH": str(data / stage.data),
+        "DATA_PATH": str(data / CONVERSATIONS),
         "IMAGE_FOLDER": str(data / "images"),
         "OUT": str(folder),
     } | ({} if projector is None else {"PROJECTOR": str(projector)})
@@ -187,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     if not (LANGUAGE_MODEL / "config.json").is_file():
         write_language_model()
     data = RUNS / f"data-{args.seed}"
-    if not (data / "finetune.json").is_file():
+    if not (data / CONVERSATIONS).is_file():
         write_data(data, args.seed)
     results: dict[str, Any] = {"base_sha256": fingerprint(str(EMBEDDED_MODEL)), "seed": args.seed, "images": IMAGES}
     results |= {"questions": QUESTIONS, "stages": {}}
