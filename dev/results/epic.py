@@ -3,8 +3,9 @@
 `train` fine-tunes the embedded model by the scripts that users run (scripts/v1_5/finetune.sh, finetune_epic.sh), once
 for every way of training and every seed, on images and questions made from that seed. `ask` answers the question sets
 with every trained model and the untrained one at several budgets; a cell (model, seed, questions, strategy, budget) is
-one string of right (1) and wrong (0) answers, written at once. Both go on where they were stopped. The tables of
-docs/epic.md are made by `python -m dev.results.epic_table`.
+one string of right (1) and wrong (0) answers, written at once. Both go on where they were stopped. Runs of other
+`--steps` or another `--rate` have a folder and a file of results of their own. The tables of docs/epic.md are made by
+`python -m dev.results.epic_table`.
 """
 
 from __future__ import annotations
@@ -53,56 +54,84 @@ WAYS = {
 }
 
 
-def data_of(seed: int) -> Path:
+@dataclass(frozen=True)
+class Runs:
+    """Trainings of as many steps at one rate: every row of the data is seen once."""
+
+    steps: int
+    rate: float
+
+    @property
+    def standard(self) -> bool:
+        return (self.steps, self.rate) == (STEPS, RATE)
+
+    @property
+    def home(self) -> Path:
+        return RUNS if self.standard else RUNS / f"{self.steps}-{self.rate:g}"
+
+    @property
+    def results(self) -> Path:
+        name = "" if self.standard else f"-{self.steps}-steps"
+        return RESULTS_FOLDER / f"epic-llava-tiny{name}.json"
+
+    def folder(self, way: str, seed: int) -> Path:
+        return self.home / f"{way}-{seed}"
+
+    def is_trained(self, folder: Path) -> bool:
+        state = folder / "trainer_state.json"
+        done = state.is_file() and read_json(state)["global_step"] == self.steps
+        return done and (folder / "config.json").is_file()
+
+    def models(self) -> list[tuple[str, int, Path]]:
+        """(way, seed, folder) of what can be asked."""
+        trained = [(way, seed, self.folder(way, seed)) for way in WAYS for seed in range(len(SEEDS))]
+        return [(UNTRAINED, 0, BASE), *(each for each in trained if self.is_trained(each[2]))]
+
+
+def data_of(runs: Runs, seed: int) -> Path:
     """The folder of a seed's training data, made when it is not there. The questions are about one image each."""
-    home = RUNS / f"data-{seed}"
+    home = runs.home / f"data-{seed}"
     if not (home / "one.json").is_file():
-        write_data(home, STEPS * BATCH, seed)
+        write_data(home, runs.steps * BATCH, seed)
         rows = read_json(home / "finetune.json")
         write_json(home / "one.json", [row for row in rows if isinstance(row.get("image"), str)])
     return home
 
 
-def folder_of(way: str, seed: int) -> Path:
-    return RUNS / f"{way}-{seed}"
-
-
-def is_trained(folder: Path) -> bool:
-    state = folder / "trainer_state.json"
-    return state.is_file() and read_json(state)["global_step"] == STEPS and (folder / "config.json").is_file()
-
-
-def train(way: str, seed: int) -> None:
+def train(runs: Runs, way: str, seed: int) -> None:
     """Run the script, to the end or on from where it was stopped. Raises UserError when it fails."""
-    data, folder, script = data_of(seed), folder_of(way, seed), WAYS[way]
+    data, folder, script = data_of(runs, seed), runs.folder(way, seed), WAYS[way]
     environment = {
         "NPROC": "1",
-        "STEPS": str(STEPS),
+        "STEPS": str(runs.steps),
         "BATCH": str(BATCH),
         "DATA_PATH": str(data / "one.json"),
         "IMAGE_FOLDER": str(data / "images"),
         "OUT": str(folder),
     }
-    words = ["bash", f"scripts/v1_5/{script.script}", *script.words, "--learning_rate", str(RATE), "--seed", str(seed)]
-    words += ["--gradient_checkpointing", "False", "--save_steps", str(STEPS // 3), "--save_total_limit", "1"]
+    words = [
+        "bash",
+        f"scripts/v1_5/{script.script}",
+        *script.words,
+        "--learning_rate",
+        str(runs.rate),
+        "--seed",
+        str(seed),
+    ]
+    words += ["--gradient_checkpointing", "False", "--save_steps", str(runs.steps // 3), "--save_total_limit", "1"]
     if subprocess.run(words, cwd=ROOT, env=os.environ | environment).returncode:
         raise UserError(f"{' '.join(words)} failed")
 
 
-def models() -> list[tuple[str, int, Path]]:
-    """(way, seed, folder) of what can be asked."""
-    trained = [(way, seed, folder_of(way, seed)) for way in WAYS for seed in range(len(SEEDS))]
-    return [(UNTRAINED, 0, BASE), *(each for each in trained if is_trained(each[2]))]
-
-
-def ask(out: Path, limit: int, strategies: list[str], keeps: list[int]) -> None:
+def ask(runs: Runs, out: Path, limit: int, strategies: list[str], keeps: list[int]) -> None:
     """Fill the cells that are missing."""
-    facts = {"limit": limit, "steps": STEPS, "batch": BATCH, "rate": RATE, "base_sha256": fingerprint(str(BASE))}
+    facts = {"limit": limit, "steps": runs.steps, "batch": BATCH, "rate": runs.rate}
+    facts["base_sha256"] = fingerprint(str(BASE))
     known = read_json(out) if out.is_file() else {}
     if known and any(known[name] != value for name, value in facts.items()):
         raise UserError(f"{out} holds results of other settings: choose another --out")
     results: dict[str, Any] = {"cells": {}} | known | facts
-    for way, seed, folder in models():
+    for way, seed, folder in runs.models():
         budgets = [("dart", EVERYTHING), *((name, keep) for name in strategies for keep in keeps)]
         todo = {}
         for name in SET_NAMES:
@@ -141,15 +170,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--keep", nargs="+", type=int, default=list(KEEP))
     parser.add_argument("--limit", type=int, default=60, help="questions of each sample")
-    parser.add_argument("--out", type=Path, default=RESULTS_FOLDER / "epic-llava-tiny.json")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--out", type=Path, help="default: the file in docs/results of as many steps")
     args = parser.parse_args(argv)
+    runs = Runs(args.steps, args.rate)
     if args.what == "ask":
-        ask(args.out, args.limit, args.strategies, args.keep)
+        ask(runs, args.out or runs.results, args.limit, args.strategies, args.keep)
         return
     for seed in args.seeds:
         for way in args.ways:
-            if not is_trained(folder_of(way, seed)):
-                train(way, seed)
+            if not runs.is_trained(runs.folder(way, seed)):
+                train(runs, way, seed)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The tables of docs/epic.md from docs/results/epic-llava-tiny.json: `python -m dev.results.epic_table`."""
+"""The tables of docs/epic.md from docs/results/epic-llava-tiny*.json: `python -m dev.results.epic_table`."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from statistics import mean, stdev
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from dart.utils import exits_cleanly, write_text
 from dev.results.beyond import SEEDS
 from dev.results.beyond_table import difference
-from dev.results.epic import KEEP, SET_NAMES, STRATEGIES, UNTRAINED, WAYS
+from dev.results.epic import KEEP, SET_NAMES, STEPS, STRATEGIES, UNTRAINED, WAYS
 from dev.results.render import RESULTS_FOLDER
 from dev.results.speed import DOCS, replaced
 from llava.eval.engine.suite_table import markdown
@@ -59,10 +59,10 @@ def accuracy(answers: Answers, strategy: str) -> str:
 
 def recovered(answers: Answers, base: str) -> str:
     """What a way of training gives back of what dropping tokens takes from the model `base`."""
-    body = []
+    trained, body = {way for way, *_ in answers}, []
     for keep in KEEP:
         for way in WAYS:
-            if way != base:
+            if way in trained - {base}:
                 cells = [_gain(answers, way, base, name, f"dart-{keep}") for name in SET_NAMES]
                 body.append([f"{keep}", way, *cells])
     return "\n".join(markdown(["tokens", "trained", *(NAMES[name] for name in SET_NAMES)], body))
@@ -70,6 +70,8 @@ def recovered(answers: Answers, base: str) -> str:
 
 def _gain(answers: Answers, way: str, base: str, name: str, label: str) -> str:
     seeds = sorted({seed for known, seed, each, of in answers if (known, each, of) == (way, name, label)})
+    if base != UNTRAINED:
+        seeds = [seed for seed in seeds if (base, seed, name, label) in answers]
     origins = ["0"] * len(seeds) if base == UNTRAINED else seeds
     if not seeds or any((base, seed, name, each) not in answers for seed in origins for each in ("all", label)):
         return "-"
@@ -84,31 +86,38 @@ def _gain(answers: Answers, way: str, base: str, name: str, label: str) -> str:
 def origin(results: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     asked = results["limit"] * len(SEEDS)
+    seeds = len({seed for _, seed, *_ in answers_of(results)})
+    flags = "" if results["steps"] == STEPS else f" --steps {results['steps']} --rate {results['rate']:g}"
+    over = "one seed" if seeds == 1 else f"deviation over {seeds} seeds"
     return (
         f"{asked} questions of each set, {results['steps']} steps of {results['batch']} rows at a rate "
-        f"of {results['rate']:g}, deviation over three seeds of data and training. Commit {results['commit']}, "
-        f"{results['date']}; {results['hardware']}; {versions}. Commands: `python -m dev.results.epic train`, "
+        f"of {results['rate']:g}, {over} of data and training. Commit {results['commit']}, "
+        f"{results['date']}; {results['hardware']}; {versions}. Commands: `python -m dev.results.epic train{flags}`, "
         f"`{results['command']}`"
     )
 
 
-@exits_cleanly
-def main() -> None:
-    results = read_json(RESULTS_FOLDER / "epic-llava-tiny.json")
+def tables(results: Mapping[str, Any], prefix: str) -> dict[str, Callable[[], str]]:
+    """marker -> table of a file of results."""
     answers = answers_of(results)
     asked = {label.rpartition("-")[0] for *_, label in answers}
     others = [name for name in STRATEGIES if name != "dart" and name in asked]
-    parts = {
-        "epic-accuracy": partial(accuracy, answers, "dart"),
-        "epic-recovered": partial(recovered, answers, UNTRAINED),
-        "epic-control": partial(recovered, answers, "plain"),
-        "epic-others": lambda: "\n\n".join(
-            f"{name}:\n\n{accuracy(answers, name)}" for name in others if name != "dart"
-        ),
-        "epic-origin": partial(origin, results),
+    return {
+        f"{prefix}-accuracy": partial(accuracy, answers, "dart"),
+        f"{prefix}-recovered": partial(recovered, answers, UNTRAINED),
+        f"{prefix}-control": partial(recovered, answers, "plain"),
+        f"{prefix}-others": lambda: "\n\n".join(f"{name}:\n\n{accuracy(answers, name)}" for name in others),
+        f"{prefix}-origin": partial(origin, results),
     }
+
+
+@exits_cleanly
+def main() -> None:
     text = PAGE.read_text()
-    for name, part in parts.items():
+    short = tables(read_json(RESULTS_FOLDER / "epic-llava-tiny.json"), "epic")
+    long = tables(read_json(RESULTS_FOLDER / "epic-llava-tiny-1000-steps.json"), "epic-long")
+    del long["epic-long-others"]
+    for name, part in (short | long).items():
         text = replaced(text, name, part)
     write_text(PAGE, text)
 
