@@ -12,6 +12,9 @@ import dart
 
 TOLERANCE = 1e-4
 BF16_TOLERANCE = 0.3  # two units in the last place of a logit above 16, and 0.05
+# Of the kept tokens; 0.22 is chance. Near ties of random weights go by the processor's sums: 18 or more of 20 agree on
+# one without units for bfloat16, 16 on one with them.
+BF16_OVERLAP = 0.75
 NEW_TOKENS = 16
 # Not the target: eager Qwen2-VL lets kept tokens see later ones, eager Qwen2.5-VL raises, K = 0 raises, and of two
 # pictures only the first is pruned and the second is taken for text.
@@ -119,7 +122,7 @@ def test_bfloat16_is_close(family):
     run, model, inputs = _prepared(family, "dart0.778-bf16")
     out = model(**inputs, use_cache=True)
     same = set(model.dart_handle.last.kept[0].tolist()) & set(run["retained"])
-    assert len(same) / len(run["retained"]) >= 0.9
+    assert len(same) / len(run["retained"]) >= BF16_OVERLAP
     assert cache_lengths(out.past_key_values) == run["kv_lengths_after_prefill"]
 
 
