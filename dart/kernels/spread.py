@@ -45,6 +45,13 @@ WIDE_WARPS = 8  # of programs that work alone on a sample
 
 
 @triton.jit
+def states_at(hidden, positions, fields, k, inside, batch_stride, token_stride):
+    """Where the states of a group's visual tokens `k` begin, [ROWS, 1]."""
+    position = tl.load(positions + tl.load(fields + VISUAL) + k, mask=inside, other=0).to(tl.int64)
+    return hidden + tl.load(fields + ROW).to(tl.int64) * batch_stride + position[:, None] * token_stride
+
+
+@triton.jit
 def lengths_kernel(
     hidden, positions, pools, scales, batch_stride, token_stride, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
@@ -53,8 +60,7 @@ def lengths_kernel(
     first, count = tl.load(fields + VISUAL), tl.load(fields + COUNT)
     k = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = k < count
-    position = tl.load(positions + first + k, mask=inside, other=0).to(tl.int64)
-    base = hidden + tl.load(fields + ROW).to(tl.int64) * batch_stride + position[:, None] * token_stride
+    base = states_at(hidden, positions, fields, k, inside, batch_stride, token_stride)
     squares = tl.zeros((ROWS,), tl.float32)
     for start in tl.range(0, width, COLUMNS, num_stages=STAGES):
         column = start + tl.arange(0, COLUMNS)
@@ -103,8 +109,7 @@ def first_kernel(
     first, count = tl.load(fields + VISUAL), tl.load(fields + COUNT)
     k = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = k < count
-    position = tl.load(positions + first + k, mask=inside, other=0).to(tl.int64)
-    base = hidden + tl.load(fields + ROW).to(tl.int64) * batch_stride + position[:, None] * token_stride
+    base = states_at(hidden, positions, fields, k, inside, batch_stride, token_stride)
     products = tl.zeros((ROWS,), tl.float32)
     for start in tl.range(0, width, COLUMNS, num_stages=STAGES):
         column = start + tl.arange(0, COLUMNS)
